@@ -1,0 +1,1 @@
+"""What the operators and models cost, always as a ratio to plain PyTorch in the same run."""

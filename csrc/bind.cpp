@@ -1,0 +1,62 @@
+// Names for Python. Tensors come as addresses and sizes, so that the extension depends on no version of PyTorch; the
+// callers in electra_fast/ops check shapes and dtypes and keep the memory alive.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <vector>
+
+#include "masking_sampling.h"
+#include "parallel.h"
+
+namespace py = pybind11;
+
+namespace {
+
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "C++ kernels for CPU; see electra_fast.ops.";
+
+  module.attr("MAX_SEQUENCE_LENGTH") = electra_fast::kMaxSequenceLength;
+
+  module.def("has_openmp", [] { return electra_fast::OpenMP::get().available(); },
+             "Whether parallel loops run on PyTorch's OpenMP threads.");
+
+  module.def(
+      "mask_tokens",
+      [](std::uintptr_t input_ids, std::uintptr_t cu_seqlens, std::uintptr_t row_ids, std::int64_t num_tokens,
+         std::int64_t num_sequences, std::int64_t seed, std::int64_t mask_token_id,
+         const std::vector<std::int64_t>& never_mask_ids, std::int64_t num_masked, float mask_prob,
+         std::uint64_t replace_below, std::int64_t max_per_sequence, std::uintptr_t masked_ids,
+         std::uintptr_t positions, std::uintptr_t labels, std::uintptr_t weights, int threads) {
+        electra_fast::MaskTokens call{};
+        call.input_ids = at<const std::int64_t>(input_ids);
+        call.cu_seqlens = at<const std::int64_t>(cu_seqlens);
+        call.row_ids = at<const std::int64_t>(row_ids);
+        call.never_mask_ids = never_mask_ids.data();
+        call.num_tokens = num_tokens;
+        call.num_sequences = num_sequences;
+        call.num_never = static_cast<std::int64_t>(never_mask_ids.size());
+        call.num_masked = num_masked;
+        call.seed = seed;
+        call.mask_token_id = mask_token_id;
+        call.max_per_sequence = max_per_sequence;
+        call.mask_prob = mask_prob;
+        call.replace_below = replace_below;
+        call.masked_ids = at<std::int64_t>(masked_ids);
+        call.positions = at<std::int64_t>(positions);
+        call.labels = at<std::int64_t>(labels);
+        call.weights = at<float>(weights);
+        const py::gil_scoped_release unlocked;
+        electra_fast::mask_tokens(call, threads);
+      },
+      py::kw_only(), py::arg("input_ids"), py::arg("cu_seqlens"), py::arg("row_ids"), py::arg("num_tokens"),
+      py::arg("num_sequences"), py::arg("seed"), py::arg("mask_token_id"), py::arg("never_mask_ids"),
+      py::arg("num_masked"), py::arg("mask_prob"), py::arg("replace_below"), py::arg("max_per_sequence"),
+      py::arg("masked_ids"), py::arg("positions"), py::arg("labels"), py::arg("weights"), py::arg("threads"));
+}

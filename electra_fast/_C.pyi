@@ -1,0 +1,25 @@
+from collections.abc import Sequence
+
+MAX_SEQUENCE_LENGTH: int
+
+def has_openmp() -> bool: ...
+def mask_tokens(
+    *,
+    input_ids: int,
+    cu_seqlens: int,
+    row_ids: int,
+    num_tokens: int,
+    num_sequences: int,
+    seed: int,
+    mask_token_id: int,
+    never_mask_ids: Sequence[int],
+    num_masked: int,
+    mask_prob: float,
+    replace_below: int,
+    max_per_sequence: int,
+    masked_ids: int,
+    positions: int,
+    labels: int,
+    weights: int,
+    threads: int,
+) -> None: ...

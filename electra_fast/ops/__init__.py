@@ -1,0 +1,40 @@
+"""The fused operators. Each is a PyTorch operator with up to three backends: reference, cpp (CPU) and triton (CUDA)."""
+
+from __future__ import annotations
+
+# Imported here and not on demand: `ops.rtd_bce` is the function, and whoever imported the module of that name later
+# would put the module in its place.
+from electra_fast.ops import random
+from electra_fast.ops._backends import Availability, availability, use_backend
+from electra_fast.ops.generator_head import (
+    GeneratorSample,
+    GeneratorSampleWithArgmax,
+    linear_cross_entropy_sample,
+    linear_cross_entropy_sample_with_argmax,
+)
+from electra_fast.ops.masking_sampling import (
+    MaskedTokens,
+    corrupt_tokens,
+    mask_tokens,
+    mask_tokens_padded,
+    sample_tokens,
+)
+from electra_fast.ops.rtd_bce import RTDLoss, rtd_bce
+
+__all__ = [
+    "Availability",
+    "GeneratorSample",
+    "GeneratorSampleWithArgmax",
+    "MaskedTokens",
+    "RTDLoss",
+    "availability",
+    "corrupt_tokens",
+    "linear_cross_entropy_sample",
+    "linear_cross_entropy_sample_with_argmax",
+    "mask_tokens",
+    "mask_tokens_padded",
+    "random",
+    "rtd_bce",
+    "sample_tokens",
+    "use_backend",
+]

@@ -1,0 +1,191 @@
+"""Which backend runs an operator: the reference (plain PyTorch), cpp (csrc/) or triton (kernels/).
+
+The choice is made at the call: `use_backend`, else ELECTRA_FAST_BACKEND, else the fastest one that can run. An operator
+with kernels is opaque to torch.compile and chooses inside, when it runs; one that is only a reference is traced, and
+its choice is fixed when it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("reference", "cpp", "triton")
+
+# Per operator: the backends beside the reference, and the dtypes of the tensor it is chosen by that each one takes.
+_KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
+    "mask_tokens": {"cpp": (torch.int64,), "triton": (torch.int64,)},
+    "sample_tokens": {},
+    "corrupt_tokens": {},
+    "linear_cross_entropy_sample": {},
+    "rtd_bce": {},
+}
+
+
+class Availability(NamedTuple):
+    """One line of `electra-fast info`: whether a backend can run an operator on a type of device."""
+
+    operator: str
+    device_type: str  # "cpu" or "cuda"
+    backend: str
+    is_default: bool
+    missing: str | None  # why it can't run here; None where it can
+
+
+class _Choice(threading.local):
+    backend: str | None = None
+
+
+_choice = _Choice()
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Make the operators called in this block, by this thread, run on one backend, or raise where it can't.
+
+    Args:
+        name: "reference", "cpp" or "triton". Overrides the environment variable ELECTRA_FAST_BACKEND.
+
+    Enter it around a compiled function, not inside one: operators with kernels choose when the compiled code runs.
+    """
+    _check_name(name, "use_backend")
+    before = _choice.backend
+    _choice.backend = name
+    try:
+        yield
+    finally:
+        _choice.backend = before
+
+
+def select(operator: str, tensor: Tensor) -> str:
+    """The backend that runs `operator` on data like `tensor`.
+
+    Raises:
+        ValueError: the requested backend is unknown.
+        RuntimeError: it does not exist for this operator, or can't run on this device.
+        TypeError: it does not take this dtype.
+    """
+    requested = _choice.backend
+    if requested is None:
+        requested = os.environ.get("ELECTRA_FAST_BACKEND") or None
+        if requested is not None:
+            _check_name(requested, "ELECTRA_FAST_BACKEND")
+    if requested is not None:
+        if requested != "reference":
+            _require(operator, requested, tensor)
+        return requested
+    default = _default_kernel(tensor.device)
+    if default is None or default not in _KERNELS[operator]:
+        return "reference"
+    missing = _missing(default, tensor.device)
+    if missing is None and tensor.dtype not in _KERNELS[operator][default]:
+        missing = f"it does not take {tensor.dtype}"
+    if missing is not None:
+        _say_once(f"{operator} runs its plain PyTorch reference instead of the {default} backend: {missing}")
+        return "reference"
+    return default
+
+
+def extension() -> ModuleType:
+    """The C++ extension, `electra_fast._C`; ImportError where it is not built."""
+    return importlib.import_module("electra_fast._C")
+
+
+def availability() -> list[Availability]:
+    """For every operator, type of device and backend: is it the default, and if it can't run, why."""
+    devices = [torch.device("cpu")] + (
+        [torch.device("cuda", torch.cuda.current_device())] if torch.cuda.is_available() else []
+    )
+    rows = []
+    for operator, kernels in _KERNELS.items():
+        for device in devices:
+            missing = {"reference": None} | {
+                name: _missing(name, device) if name in kernels else _not_written(operator, name)
+                for name in BACKENDS[1:]
+            }
+            fastest = _default_kernel(device)
+            default = fastest if fastest is not None and missing[fastest] is None else "reference"
+            rows += [Availability(operator, device.type, name, name == default, missing[name]) for name in BACKENDS]
+    return rows
+
+
+def _default_kernel(device: torch.device) -> str | None:
+    return {"cpu": "cpp", "cuda": "triton"}.get(device.type)
+
+
+def _require(operator: str, backend: str, tensor: Tensor) -> None:
+    kernels = _KERNELS[operator]
+    if backend not in kernels:
+        raise RuntimeError(_not_written(operator, backend))
+    missing = _missing(backend, tensor.device)
+    if missing is not None:
+        raise RuntimeError(f"the {backend} backend of {operator} can't run on {tensor.device}: {missing}")
+    if tensor.dtype not in kernels[backend]:
+        takes = ", ".join(map(str, kernels[backend]))
+        raise TypeError(f"the {backend} backend of {operator} takes {takes}, not {tensor.dtype}; use the reference")
+
+
+def _missing(backend: str, device: torch.device) -> str | None:
+    """What a backend lacks to run on `device`; None if nothing."""
+    if backend == "cpp":
+        if device.type != "cpu":
+            return "it runs on CPU tensors only"
+        error = _extension_error()
+        return error and f"the C++ extension is not built: {error}; reinstall with a C++ compiler present"
+    if device.type == "cpu":
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            return "Triton runs on CPU tensors only in its interpreter: set TRITON_INTERPRET=1 before Python starts"
+    elif device.type != "cuda":
+        return "it runs on CUDA devices only"
+    elif _capability(device.index) < (8, 0):
+        return f"it needs compute capability 8.0, this GPU has {'.'.join(map(str, _capability(device.index)))}"
+    error = _triton_error()
+    return error and f"Triton is not importable: {error}; install it with: pip install triton"
+
+
+def _not_written(operator: str, backend: str) -> str:
+    existing = ", ".join(("reference", *_KERNELS[operator]))
+    return f"{operator} has no {backend} backend; it has: {existing}"
+
+
+def _check_name(name: str, source: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
+
+
+@functools.cache
+def _extension_error() -> str | None:
+    try:
+        extension()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def _triton_error() -> str | None:
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=6)  # the line that called the operator

@@ -1,0 +1,473 @@
+"""Choosing positions to mask, sampling replacements and writing them: the chain that makes ELECTRA's training data."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from electra_fast.ops import _backends
+from electra_fast.ops._register import register
+from electra_fast.ops.random import as_seed, check_stream, philox, sequence_of_tokens, threshold, uniform53
+
+MAX_SEQUENCE_LENGTH = 8192
+MASKING_STREAM = 0
+
+
+class MaskedTokens(NamedTuple):
+    """Masked ids and the M slots of masked positions, ascending; unused slots come last: position 0, weight 0.
+
+    Padded, [T] and [M] become [B, S] and [B, max_masked], and positions count within the row.
+    """
+
+    input_ids: Tensor  # int64 [T]
+    positions: Tensor  # int64 [M]
+    labels: Tensor  # int64 [M]: the true token at the position
+    weights: Tensor  # float32 [M]: 1 for a masked position, 0 for an unused slot
+
+
+# --- mask_tokens ------------------------------------------------------------------------------------------------------
+
+
+def mask_tokens_reference(
+    input_ids: Tensor,
+    cu_seqlens: Tensor,
+    seed: Tensor,
+    row_ids: Tensor | None,
+    mask_token_id: int,
+    never_mask_ids: Sequence[int],
+    num_masked: int,
+    mask_prob: float,
+    replace_below: int,
+    max_per_sequence: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Plain PyTorch on any device: static shapes, no sync."""
+    num_tokens, device = input_ids.shape[0], input_ids.device
+    tokens = torch.arange(num_tokens, device=device)
+    sequences = sequence_of_tokens(cu_seqlens, tokens)  # [T]
+    num_sequences = cu_seqlens.shape[0] - 1
+    candidates = sequences < num_sequences
+    for never in never_mask_ids:
+        candidates &= input_ids != never
+    keys, decisions, _, _ = philox(seed, tokens if row_ids is None else row_ids, 0, MASKING_STREAM)
+
+    # Within its sequence, candidates first, by key: a stable sort leaves ties in the order of positions.
+    order = torch.argsort(((2 * sequences + ~candidates) << 32) + keys, stable=True)
+    starts = cu_seqlens.long()
+    lengths = torch.cat([starts.diff(), starts.new_zeros(1)])  # [B + 1], nothing to mask after the last sequence
+    budgets = torch.round(lengths.float() * mask_prob).long().clamp(1, max_per_sequence)
+    of_sorted = sequences[order]
+    picked_sorted = candidates[order] & (tokens - starts[of_sorted] < budgets[of_sorted])
+    picked = torch.empty_like(candidates).scatter_(0, order, picked_sorted)
+
+    counts = picked.cumsum(0)  # [T]
+    replaced = picked & (counts <= num_masked) & (decisions < replace_below)
+    masked_ids = torch.where(replaced, mask_token_id, input_ids)
+    if num_tokens == 0:
+        empty = input_ids.new_zeros(num_masked)
+        return masked_ids, empty, empty.clone(), empty.float()
+    slots = torch.arange(num_masked, device=device)
+    used = slots < counts[-1]
+    positions = torch.where(used, torch.searchsorted(counts, slots + 1), 0)
+    return masked_ids, positions, input_ids[positions], used.float()
+
+
+def _mask_tokens_cpp(
+    input_ids: Tensor,
+    cu_seqlens: Tensor,
+    seed: Tensor,
+    row_ids: Tensor | None,
+    mask_token_id: int,
+    never_mask_ids: Sequence[int],
+    num_masked: int,
+    mask_prob: float,
+    replace_below: int,
+    max_per_sequence: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    starts = cu_seqlens.long()  # named, so that the copy outlives the call
+    masked_ids = torch.empty_like(input_ids)
+    positions, labels = input_ids.new_empty(num_masked), input_ids.new_empty(num_masked)
+    weights = input_ids.new_empty(num_masked, dtype=torch.float32)
+    _backends.extension().mask_tokens(
+        input_ids=input_ids.data_ptr(),
+        cu_seqlens=starts.data_ptr(),
+        row_ids=0 if row_ids is None else row_ids.data_ptr(),
+        num_tokens=input_ids.shape[0],
+        num_sequences=starts.shape[0] - 1,
+        seed=seed.item(),
+        mask_token_id=mask_token_id,
+        never_mask_ids=never_mask_ids,
+        num_masked=num_masked,
+        mask_prob=mask_prob,
+        replace_below=replace_below,
+        max_per_sequence=max_per_sequence,
+        masked_ids=masked_ids.data_ptr(),
+        positions=positions.data_ptr(),
+        labels=labels.data_ptr(),
+        weights=weights.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return masked_ids, positions, labels, weights
+
+
+def _mask_tokens_triton(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from electra_fast.kernels.masking_sampling import mask_tokens_triton
+
+    return mask_tokens_triton(*args, MASKING_STREAM)
+
+
+_MASK_TOKENS = {"reference": mask_tokens_reference, "cpp": _mask_tokens_cpp, "triton": _mask_tokens_triton}
+
+
+def _mask_tokens_shapes(
+    input_ids: Tensor,
+    cu_seqlens: Tensor,
+    seed: Tensor,
+    row_ids: Tensor | None,
+    mask_token_id: int,
+    never_mask_ids: Sequence[int],
+    num_masked: int,
+    mask_prob: float,
+    replace_below: int,
+    max_per_sequence: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    slots = input_ids.new_empty(num_masked)
+    return torch.empty_like(input_ids), slots, torch.empty_like(slots), torch.empty_like(slots, dtype=torch.float32)
+
+
+@register("mask_tokens", shapes=_mask_tokens_shapes)
+def _mask_tokens(
+    input_ids: Tensor,
+    cu_seqlens: Tensor,
+    seed: Tensor,
+    row_ids: Tensor | None,
+    mask_token_id: int,
+    never_mask_ids: Sequence[int],
+    num_masked: int,
+    mask_prob: float,
+    replace_below: int,
+    max_per_sequence: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    backend = _backends.select("mask_tokens", input_ids)
+    if input_ids.device.type == "cpu" or os.environ.get("ELECTRA_FAST_DEBUG") == "1":
+        _check_cu_seqlens(cu_seqlens, input_ids.shape[0])
+    never = tuple(never_mask_ids)
+    return _MASK_TOKENS[backend](
+        input_ids,
+        cu_seqlens,
+        seed,
+        row_ids,
+        mask_token_id,
+        never,
+        num_masked,
+        mask_prob,
+        replace_below,
+        max_per_sequence,
+    )
+
+
+def mask_tokens(
+    input_ids: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    mask_token_id: int,
+    never_mask_ids: Sequence[int],
+    num_masked: int,
+    mask_prob: float = 0.15,
+    replace_prob: float = 0.85,
+    max_per_sequence: int | None = None,
+    seed: Tensor | int | None,
+    row_ids: Tensor | None = None,
+) -> MaskedTokens:
+    """Mask a share of the tokens of each sequence: positions drawn uniformly, without replacement.
+
+    A sequence of n tokens (special ones count) gets k = max(1, min(max_per_sequence, round_half_even(n * mask_prob)))
+    positions, the product and the rounding in float32, or all its candidates if there are fewer. Candidates are the
+    tokens whose id is not in `never_mask_ids`; those with the k smallest random keys are masked.
+
+    Args:
+        input_ids: int64 [T], flat tokens of B sequences; tokens after `cu_seqlens[-1]` are never masked.
+        cu_seqlens: int32 or int64 [B + 1], where each sequence starts, from 0; equal neighbours are empty sequences.
+        mask_token_id: the id of [MASK].
+        never_mask_ids: ids never masked, such as [CLS], [SEP], [MASK].
+        num_masked: M, the number of slots; positions beyond the M-th, in ascending order, stay unmasked.
+        mask_prob: the share of tokens to mask.
+        replace_prob: the probability that a masked position becomes [MASK]; else it keeps its token.
+        max_per_sequence: the most positions in one sequence; None is no limit.
+        seed: int64 0-d tensor on the device of the data, or an int; None draws one from torch's default generator.
+        row_ids: int64 [T], names of the tokens for the random numbers; None is 0..T-1 (see `electra_fast.ops.random`).
+
+    Returns:
+        `MaskedTokens(input_ids [T], positions [M], labels [M], weights [M])`. Unused slots have position 0, weight 0
+        and the label of position 0 (0 if T = 0).
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, device or range other than the above, or a sequence of more than 8,192
+        tokens. What `cu_seqlens` holds is checked on the CPU; on other devices that would wait for the device, so it
+        is checked only with ELECTRA_FAST_DEBUG=1, and a wrong one gives wrong masks, never a wild access.
+
+    Source: ELECTRA paper, sections 2 and 3.1; google-research/electra, pretrain/pretrain_helpers.py (`mask`), which
+    draws with replacement and so masks fewer, a defect not kept.
+    """
+    name = "mask_tokens"
+    _check_tensor(name, "input_ids", input_ids, 1, (torch.int64,), input_ids.device)
+    _check_tensor(name, "cu_seqlens", cu_seqlens, 1, (torch.int32, torch.int64), input_ids.device)
+    if cu_seqlens.shape[0] < 1:
+        raise ValueError(f"{name}: cu_seqlens must have B + 1 entries, at least one; got none")
+    if row_ids is not None:
+        _check_tensor(name, "row_ids", row_ids, 1, (torch.int64,), input_ids.device)
+        if row_ids.shape != input_ids.shape:
+            raise ValueError(f"{name}: row_ids has shape {tuple(row_ids.shape)}, input_ids {tuple(input_ids.shape)}")
+    if num_masked < 0:
+        raise ValueError(f"{name}: num_masked must not be negative; got {num_masked}")
+    if not 0.0 <= mask_prob <= 1.0:
+        raise ValueError(f"{name}: mask_prob must lie in [0, 1]; got {mask_prob}")
+    if not 0.0 <= replace_prob <= 1.0:
+        raise ValueError(f"{name}: replace_prob must lie in [0, 1]; got {replace_prob}")
+    if max_per_sequence is not None and max_per_sequence < 1:
+        raise ValueError(f"{name}: max_per_sequence must be at least 1, or None for no limit; got {max_per_sequence}")
+    result = _mask_tokens(
+        input_ids.contiguous(),
+        cu_seqlens.contiguous(),
+        as_seed(seed, input_ids.device),
+        None if row_ids is None else row_ids.contiguous(),
+        mask_token_id,
+        tuple(never_mask_ids),
+        num_masked,
+        mask_prob,
+        threshold(replace_prob),
+        MAX_SEQUENCE_LENGTH if max_per_sequence is None else max_per_sequence,
+    )
+    return MaskedTokens(*result)
+
+
+def mask_tokens_padded(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    mask_token_id: int,
+    never_mask_ids: Sequence[int],
+    max_masked: int,
+    mask_prob: float = 0.15,
+    replace_prob: float = 0.85,
+    max_per_sequence: int | None = None,
+    seed: Tensor | int | None,
+    row_ids: Tensor | None = None,
+) -> MaskedTokens:
+    """`mask_tokens` for a padded batch, each row one sequence: the tokens that `attention_mask` keeps.
+
+    Args:
+        input_ids: int64 [B, S].
+        attention_mask: bool or integer [B, S], 0 where there is padding, on either side or between.
+        max_masked: the number of slots of each row; its positions beyond that, in ascending order, stay unmasked.
+        row_ids: int64 [B, S]; None numbers the kept tokens from 0, row by row, which gives the masks of the same text
+            flattened.
+
+    Other arguments, and what raises, as in `mask_tokens`.
+
+    Returns:
+        `MaskedTokens` of shapes [B, S] and three times [B, max_masked]; positions count within the row, padding
+        included.
+    """
+    name = "mask_tokens_padded"
+    _check_tensor(name, "input_ids", input_ids, 2, (torch.int64,), input_ids.device)
+    for argument, tensor in (("attention_mask", attention_mask), ("row_ids", row_ids)):
+        if tensor is not None and tensor.shape != input_ids.shape:
+            raise ValueError(f"{name}: {argument} has shape {tuple(tensor.shape)}, input_ids {tuple(input_ids.shape)}")
+    if attention_mask.is_floating_point() or attention_mask.device != input_ids.device:
+        raise TypeError(
+            f"{name}: attention_mask must be bool or integer, on {input_ids.device}; "
+            f"got {attention_mask.dtype} on {attention_mask.device}"
+        )
+    if max_masked < 0:
+        raise ValueError(f"{name}: max_masked must not be negative; got {max_masked}")
+
+    batch_size, row_length = input_ids.shape
+    kept = attention_mask != 0
+    # Real tokens first, in order, and the padding as the tail that mask_tokens leaves alone: no shape depends on data.
+    order = torch.argsort(~kept.flatten(), stable=True)  # [B * S]
+    lengths = kept.sum(1)
+    most = MAX_SEQUENCE_LENGTH if max_per_sequence is None else max_per_sequence
+    # No row masks more than its share of S, and half a position may be rounded up.
+    most = min(most, math.ceil(row_length * mask_prob) + 1, max(row_length, 1))
+    flat = mask_tokens(
+        input_ids.flatten()[order],
+        torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+        mask_token_id=mask_token_id,
+        never_mask_ids=never_mask_ids,
+        num_masked=batch_size * most,
+        mask_prob=mask_prob,
+        replace_prob=replace_prob,
+        max_per_sequence=max_per_sequence,
+        seed=seed,
+        row_ids=None if row_ids is None else row_ids.flatten()[order],
+    )
+
+    used = flat.weights > 0
+    places = order[flat.positions] if order.shape[0] else flat.positions  # [B * most], in the padded batch
+    rows = torch.where(used, places // max(row_length, 1), batch_size)  # ascending
+    slots = torch.arange(rows.shape[0], device=rows.device)
+    rank = slots - torch.searchsorted(rows, rows)  # the how manieth of its row
+    fits = used & (rank < max_masked)
+
+    def scatter(size: int, index: Tensor, values: Tensor) -> Tensor:
+        """`values` at `index` where it fits; the rest lands on an element that is cut off."""
+        return values.new_zeros(size + 1).scatter_(0, torch.where(fits, index, size), values)[:size]
+
+    target = rows * max_masked + rank
+    positions = scatter(batch_size * max_masked, target, places % max(row_length, 1)).view(batch_size, max_masked)
+    weights = scatter(batch_size * max_masked, target, flat.weights).view(batch_size, max_masked)
+    chosen = scatter(batch_size * row_length, places, used).view(batch_size, row_length)
+    replacements = flat.input_ids[flat.positions] if order.shape[0] else flat.labels
+    written = scatter(batch_size * row_length, places, replacements).view(batch_size, row_length)
+    labels = input_ids.gather(1, positions) if row_length else positions
+    return MaskedTokens(torch.where(chosen, written, input_ids), positions, labels, weights)
+
+
+# --- sample_tokens ----------------------------------------------------------------------------------------------------
+
+
+def _sample_tokens_shapes(
+    logits: Tensor, seed: Tensor, row_ids: Tensor | None, disallow: Tensor | None, temperature: float, stream: int
+) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)
+
+
+@register("sample_tokens", shapes=_sample_tokens_shapes)
+def _sample_tokens(
+    logits: Tensor, seed: Tensor, row_ids: Tensor | None, disallow: Tensor | None, temperature: float, stream: int
+) -> Tensor:
+    _backends.select("sample_tokens", logits)
+    return sample_tokens_reference(logits, seed, row_ids, disallow, temperature, stream)
+
+
+def sample_tokens_reference(
+    logits: Tensor, seed: Tensor, row_ids: Tensor | None, disallow: Tensor | None, temperature: float, stream: int
+) -> Tensor:
+    """Plain PyTorch on any device: masses in float32 (float64 for float64 logits), their prefix sums in float64."""
+    rows = torch.arange(logits.shape[0], device=logits.device) if row_ids is None else row_ids
+    word0, word1, _, _ = philox(seed, rows, 0, stream)
+    # In place from here on: each new [M, V] costs more in page faults than in arithmetic.
+    scores = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
+    if disallow is not None:
+        scores.scatter_(1, disallow.unsqueeze(1), -math.inf)
+    masses = scores.sub_(scores.amax(1, keepdim=True)).exp_()
+    cumulative = masses.double().cumsum_(1)  # [M, V]; cumsum(dtype=float64) is 10 times slower (torch 2.13, CPU)
+    total = cumulative[:, -1:]
+    # Below the total even where the product rounds up to it, so that the token found has a mass.
+    aim = torch.minimum(uniform53(word0, word1).unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
+    # A row with a NaN has no law to draw from; its token must still index the embeddings, so that the loss can tell.
+    return torch.searchsorted(cumulative, aim, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
+
+
+def sample_tokens(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    disallow: Tensor | None = None,
+    seed: Tensor | int | None = None,
+    stream: int = 0,
+    row_ids: Tensor | None = None,
+) -> Tensor:
+    """Draw one token for each row from softmax(logits / temperature), by the inverse CDF in vocabulary order.
+
+    Args:
+        logits: [M, V], floating point, V >= 1; no gradient flows through the sample.
+        temperature: positive.
+        disallow: int64 [M], one token for each row that is never drawn (V >= 2 then); None allows all.
+        seed: int64 0-d tensor on the device of the data, or an int; None draws one from torch's default generator.
+        stream: int in [0, 2^31), separates uses of one seed.
+        row_ids: int64 [M], names of the rows for the random numbers; None is 0..M-1.
+
+    Returns:
+        int64 [M].
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, device or range other than the above.
+
+    Source: ELECTRA paper, section 2; google-research/electra, pretrain/pretrain_helpers.py (`sample_from_softmax`),
+    which takes the argmax over Gumbel noise: the same law.
+    """
+    name = "sample_tokens"
+    if logits.dim() != 2 or not logits.is_floating_point():
+        raise TypeError(f"{name}: logits must be floating point [M, V]; got {logits.dtype} {tuple(logits.shape)}")
+    if logits.shape[1] < (1 if disallow is None else 2):
+        raise ValueError(f"{name}: logits has {logits.shape[1]} columns, which leaves no token to draw")
+    for argument, tensor in (("disallow", disallow), ("row_ids", row_ids)):
+        if tensor is None:
+            continue
+        _check_tensor(name, argument, tensor, 1, (torch.int64,), logits.device)
+        if tensor.shape[0] != logits.shape[0]:
+            raise ValueError(f"{name}: {argument} has {tensor.shape[0]} entries, logits {logits.shape[0]} rows")
+    if not 0.0 < temperature < math.inf:
+        raise ValueError(f"{name}: temperature must be positive and finite; got {temperature}")
+    return _sample_tokens(
+        logits.detach(), as_seed(seed, logits.device), row_ids, disallow, temperature, check_stream(stream)
+    )
+
+
+# --- corrupt_tokens ---------------------------------------------------------------------------------------------------
+
+
+def corrupt_tokens(input_ids: Tensor, positions: Tensor, sampled_ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Write the sampled tokens over the true ones and say which tokens that changed.
+
+    Args:
+        input_ids: int64 [T], the true tokens (not the masked ones).
+        positions, sampled_ids: int64 [M]; positions with a weight are distinct and lie in [0, T).
+        weights: [M]; slots of weight 0 write nothing.
+
+    Returns:
+        `(corrupted_ids int64 [T], is_replaced bool [T])`; a sample equal to the true token counts as real.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape or device other than the above.
+
+    Source: ELECTRA paper, section 2; google-research/electra, run_pretraining.py (`_get_fake_data`).
+    """
+    name = "corrupt_tokens"
+    _check_tensor(name, "input_ids", input_ids, 1, (torch.int64,), input_ids.device)
+    _check_tensor(name, "positions", positions, 1, (torch.int64,), input_ids.device)
+    _check_tensor(name, "sampled_ids", sampled_ids, 1, (torch.int64,), input_ids.device)
+    for argument, tensor in (("sampled_ids", sampled_ids), ("weights", weights)):
+        if tensor.shape != positions.shape:
+            raise ValueError(f"{name}: {argument} has shape {tuple(tensor.shape)}, positions {tuple(positions.shape)}")
+    _backends.select("corrupt_tokens", input_ids)
+    # One element more, where the unused slots write.
+    targets = torch.where(weights > 0, positions, input_ids.shape[0])
+    corrupted_ids = torch.cat([input_ids, input_ids.new_zeros(1)]).scatter(0, targets, sampled_ids)[:-1]
+    return corrupted_ids, corrupted_ids != input_ids
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check_tensor(
+    operator: str, argument: str, tensor: Tensor, dim: int, dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> None:
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{operator}: {argument} must be {' or '.join(map(str, dtypes))}, not {tensor.dtype}")
+    if tensor.dim() != dim:
+        raise ValueError(f"{operator}: {argument} must have {dim} dimension(s); got shape {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{operator}: {argument} lies on {tensor.device}, the other tensors on {device}")
+
+
+def _check_cu_seqlens(cu_seqlens: Tensor, num_tokens: int) -> None:
+    bounds = cu_seqlens.tolist()
+    lengths = [end - start for start, end in itertools.pairwise(bounds)]
+    if bounds[0] != 0 or min(lengths, default=0) < 0 or bounds[-1] > num_tokens:
+        raise ValueError(
+            f"mask_tokens: cu_seqlens must begin with 0, never decrease and end at most at T = {num_tokens}; "
+            f"got {bounds}"
+        )
+    if max(lengths, default=0) > MAX_SEQUENCE_LENGTH:
+        raise ValueError(
+            f"mask_tokens: a sequence in cu_seqlens has {max(lengths)} tokens; the most is {MAX_SEQUENCE_LENGTH}: "
+            "cut it into pieces"
+        )

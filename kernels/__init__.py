@@ -1,0 +1,1 @@
+"""Triton kernels, one file per operator. Importing this package imports nothing; importing a kernel imports Triton."""

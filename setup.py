@@ -1,0 +1,27 @@
+"""What pyproject.toml can't say: the folder of the Triton kernels and the C++ extension."""
+
+from __future__ import annotations
+
+import sys
+from glob import glob
+
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import find_packages, setup
+
+extension = Pybind11Extension(
+    "electra_fast._C",
+    sorted(glob("csrc/*.cpp")),
+    depends=sorted(glob("csrc/*.h")),
+    cxx_std=17,
+    # No -march=native, no -ffast-math: a wheel must run anywhere and give the same bits.
+    extra_compile_args=["/O2"] if sys.platform == "win32" else ["-O3", "-fvisibility=hidden"],
+    # Without a compiler the package still installs and runs its references.
+    optional=True,
+)
+
+setup(
+    packages=[*find_packages(include=["electra_fast", "electra_fast.*"]), "electra_fast.kernels"],
+    package_dir={"electra_fast.kernels": "kernels"},
+    package_data={"electra_fast": ["py.typed", "_C.pyi", "recipes/*.yaml"]},
+    ext_modules=[extension],
+)

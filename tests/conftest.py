@@ -1,0 +1,39 @@
+"""Shared fixtures: fresh seeds that are printed, where real data is, Triton's interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+# Triton reads this when it is first imported, which no test does before this file is loaded.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def rng_seed(request: pytest.FixtureRequest) -> int:
+    """A fresh seed for each test and run; set ELECTRA_FAST_TEST_SEED to repeat one. Printed when the test fails."""
+    given = os.environ.get("ELECTRA_FAST_TEST_SEED")
+    seed = int(given) if given else random.SystemRandom().randrange(2**31)
+    print(f"rng_seed of {request.node.nodeid}: {seed} (repeat with ELECTRA_FAST_TEST_SEED={seed})")
+    torch.manual_seed(seed)
+    return seed
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real text and tasks: $ELECTRA_FAST_DATA, else ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("ELECTRA_FAST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data not found at {folder}; set ELECTRA_FAST_DATA to a folder that holds it")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _skip_gpu_tests_without_a_gpu(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")

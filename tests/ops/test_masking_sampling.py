@@ -1,0 +1,602 @@
+"""mask_tokens, sample_tokens and corrupt_tokens: exact on every backend, against NumPy."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from electra_fast import ops
+from electra_fast.ops import _backends, masking_sampling, random
+from tests.ops import numpy_oracle
+
+CLS, SEP, MASK = 2, 3, 4
+NEVER = (CLS, SEP, MASK)
+ROOT = Path(__file__).parents[2]
+
+needs_cpp = pytest.mark.skipif(_backends._extension_error() is not None, reason="the C++ extension is not built")
+needs_interpreter = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1" or _backends._triton_error() is not None,
+    reason="runs Triton on the CPU: needs Triton and TRITON_INTERPRET=1",
+)
+BACKENDS = [
+    "reference",
+    pytest.param("cpp", marks=needs_cpp),
+    pytest.param("triton", marks=needs_interpreter),
+]
+
+
+@pytest.fixture(autouse=True)
+def _restore_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def random_batch(g: np.random.Generator, *, sequences: int, longest: int, tail: int = 0):
+    """Ragged sequences, some empty, ids of a vocabulary so small that never_mask_ids is hit often."""
+    lengths = g.integers(0, longest + 1, sequences)
+    lengths[g.random(sequences) < 0.2] = 0
+    cu_seqlens = np.concatenate([[0], lengths.cumsum()])
+    return g.integers(0, 40, cu_seqlens[-1] + tail), cu_seqlens
+
+
+def random_options(g: np.random.Generator, num_tokens: int) -> dict:
+    return {
+        "mask_token_id": MASK,
+        "never_mask_ids": NEVER[: g.integers(0, 4)],
+        "num_masked": int(g.integers(0, num_tokens // 4 + 4)),
+        "mask_prob": float(g.choice([0.0, 0.15, 0.5, 1.0, g.random()])),
+        "replace_prob": float(g.choice([0.0, 0.85, 1.0, g.random()])),
+        "max_per_sequence": None if g.random() < 0.5 else int(g.integers(1, 20)),
+        "seed": int(g.integers(-(2**63), 2**63)),
+        "row_ids": None if g.random() < 0.3 else g.integers(-(2**63), 2**63, num_tokens, dtype=np.int64),
+    }
+
+
+def run(ids: np.ndarray, cu_seqlens: np.ndarray, dtype=torch.int32, device="cpu", **options) -> ops.MaskedTokens:
+    if options.get("row_ids") is not None:
+        options["row_ids"] = torch.from_numpy(options["row_ids"]).to(device)
+    return ops.mask_tokens(torch.from_numpy(ids).to(device), torch.from_numpy(cu_seqlens).to(device, dtype), **options)
+
+
+def assert_equal(got: ops.MaskedTokens, expected: numpy_oracle.Masked) -> None:
+    for name, ours, truth in zip(expected._fields, got, expected, strict=True):
+        assert ours.dtype == (torch.float32 if name == "weights" else torch.int64), name
+        assert np.array_equal(ours.cpu().numpy(), truth), name
+
+
+# --- mask_tokens ------------------------------------------------------------------------------------------------------
+
+
+# Why each shape: no sequence at all; one token a sequence; lengths around the kernels' tile of 256 and block of 512;
+# many sequences (several threads); one sequence over several blocks; the longest allowed.
+SHAPES = [(0, 1), (9, 1), (12, 5), (4, 300), (3, 600), (900, 120), (1, 1500), (2, 8192)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("sequences", "longest"), SHAPES)
+def test_mask_tokens_equals_numpy(backend, sequences, longest, rng_seed, monkeypatch):
+    if backend == "triton" and sequences * longest > 3000:
+        sequences, longest = 2, 1100  # the interpreter takes minutes for more
+    g = np.random.default_rng(rng_seed)
+    with torch.random.fork_rng(), ops.use_backend(backend):
+        monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+        for tail in (0, 7):
+            ids, cu_seqlens = random_batch(g, sequences=sequences, longest=longest, tail=tail)
+            options = random_options(g, len(ids))
+            expected = numpy_oracle.mask_tokens(ids, cu_seqlens, **options)
+            for threads, dtype in ((1, torch.int32), (2, torch.int64), (3, torch.int32)):
+                torch.set_num_threads(threads)
+                assert_equal(run(ids, cu_seqlens, dtype, **options), expected)
+                if backend == "triton":
+                    break
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_output_element_is_written(backend, rng_seed, monkeypatch):
+    g = np.random.default_rng(rng_seed)
+    ids, cu_seqlens = random_batch(g, sequences=9, longest=33, tail=5)
+    options = random_options(g, len(ids)) | {"num_masked": 150}
+    expected = numpy_oracle.mask_tokens(ids, cu_seqlens, **options)
+
+    def poisoned(make):
+        return lambda *args, **kwargs: make(*args, **kwargs).fill_(77)
+
+    with ops.use_backend(backend):
+        for poison_at in (torch, torch.Tensor):
+            for name in ("empty", "empty_like", "new_empty"):
+                if hasattr(poison_at, name):
+                    monkeypatch.setattr(poison_at, name, poisoned(getattr(poison_at, name)))
+        got = run(ids, cu_seqlens, **options)
+    assert_equal(got, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize(("sequences", "longest"), SHAPES)
+def test_mask_tokens_equals_numpy_on_a_gpu(backend, sequences, longest, rng_seed):
+    g = np.random.default_rng(rng_seed)
+    ids, cu_seqlens = random_batch(g, sequences=sequences, longest=longest, tail=7)
+    options = random_options(g, len(ids))
+    with ops.use_backend(backend):
+        got = run(ids, cu_seqlens, device="cuda", **options)
+    assert_equal(got, numpy_oracle.mask_tokens(ids, cu_seqlens, **options))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mask_prob", [0.15, 0.1, 0.25, 0.5, 1 / 3])
+def test_counts_round_half_to_even(backend, mask_prob):
+    # Every short length; some long ones, where float32 and float64 differ in the rounding. The interpreter is slow, so
+    # tests/kernels/test_masking_sampling.py tests the kernel's rule over all lengths.
+    lengths = np.arange(10, 60, 10) if backend == "triton" else np.array([*range(1, 60), 1010, 2710, 4090, 8190, 8192])
+    expected = np.maximum(1, np.rint(lengths.astype(np.float32) * np.float32(mask_prob))).astype(int)
+    cu_seqlens = np.concatenate([[0], lengths.cumsum()])
+    ids = np.full(cu_seqlens[-1], 9)
+    with ops.use_backend(backend):
+        masked = run(
+            ids, cu_seqlens, mask_token_id=MASK, never_mask_ids=(), num_masked=len(ids), mask_prob=mask_prob, seed=1
+        )
+    positions = masked.positions[masked.weights > 0].numpy()
+    assert np.array_equal(np.histogram(positions, cu_seqlens)[0], expected)
+    assert len(set(positions.tolist())) == expected.sum()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_masks_follow_the_row_ids_through_permuted_cut_and_padded_batches(backend, rng_seed):
+    g = np.random.default_rng(rng_seed)
+    lengths = g.integers(3, 40, 10)
+    texts = [g.integers(0, 50, n) for n in lengths]
+    names = g.integers(0, 2**40, 10)
+    options = {"mask_token_id": MASK, "never_mask_ids": NEVER, "num_masked": 200, "seed": 11}
+
+    def masks_of(order: np.ndarray) -> dict[int, list[int]]:
+        cu_seqlens = np.concatenate([[0], lengths[order].cumsum()])
+        ids = np.concatenate([texts[i] for i in order])
+        rows = random.row_ids_for(torch.from_numpy(names[order]), torch.from_numpy(cu_seqlens), len(ids))
+        masked = run(ids, cu_seqlens, row_ids=rows.numpy(), **options)
+        return {i: masked.input_ids[b:e].tolist() for i, b, e in zip(order, cu_seqlens, cu_seqlens[1:], strict=False)}
+
+    with ops.use_backend(backend):
+        whole = masks_of(np.arange(10))
+        assert masks_of(g.permutation(10)) == whole
+        assert masks_of(np.arange(4)) | masks_of(np.arange(4, 10)) == whole
+
+        padded = np.zeros((10, 45), np.int64)
+        left = g.integers(0, 5, 10)
+        kept = np.zeros((10, 45), bool)
+        rows = np.zeros((10, 45), np.int64)
+        for i, text in enumerate(texts):
+            span = slice(left[i], left[i] + len(text))
+            padded[i, span], kept[i, span] = text, True
+            rows[i, span] = names[i] * 2**16 + np.arange(len(text))
+        result = ops.mask_tokens_padded(
+            torch.from_numpy(padded),
+            torch.from_numpy(kept),
+            max_masked=12,
+            row_ids=torch.from_numpy(rows),
+            **{name: value for name, value in options.items() if name != "num_masked"},
+        )
+    for i in range(10):
+        assert result.input_ids[i][torch.from_numpy(kept[i])].tolist() == whole[i]
+        assert result.input_ids[i][torch.from_numpy(~kept[i])].eq(0).all()
+
+
+@pytest.mark.parametrize("max_masked", [0, 1, 3, 30])
+def test_padded_slots_and_overflow(max_masked, rng_seed):
+    g = np.random.default_rng(rng_seed)
+    batch_size, length = 7, 29
+    ids = g.integers(0, 30, (batch_size, length))
+    kept = g.random((batch_size, length)) < 0.8
+    kept[2] = False
+    flat_kept = kept.flatten()
+    cu_seqlens = np.concatenate([[0], kept.sum(1).cumsum()])
+    options = {"mask_token_id": MASK, "never_mask_ids": NEVER, "mask_prob": 0.3, "replace_prob": 0.5, "seed": 5}
+    flat = numpy_oracle.mask_tokens(
+        ids.flatten()[flat_kept], cu_seqlens, num_masked=300, max_per_sequence=None, row_ids=None, **options
+    )
+    got = ops.mask_tokens_padded(torch.from_numpy(ids), torch.from_numpy(kept).long(), max_masked=max_masked, **options)
+
+    places = np.flatnonzero(flat_kept)[flat.positions[flat.weights > 0]]
+    values = flat.input_ids[flat.positions[flat.weights > 0]]
+    expected = ids.copy()
+    for row in range(batch_size):
+        mine = places // length == row
+        columns = places[mine][:max_masked] % length
+        expected[row, columns] = values[mine][:max_masked]
+        unused = max_masked - len(columns)
+        assert got.positions[row].tolist() == [*columns, *[0] * unused]
+        assert got.weights[row].tolist() == [1.0] * len(columns) + [0.0] * unused
+        assert got.labels[row].tolist() == [ids[row, column] for column in got.positions[row]]
+    assert np.array_equal(got.input_ids.numpy(), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
+def test_padded_takes_empty_batches(shape):
+    got = ops.mask_tokens_padded(
+        torch.zeros(shape, dtype=torch.int64),
+        torch.ones(shape, dtype=torch.bool),
+        mask_token_id=MASK,
+        never_mask_ids=NEVER,
+        max_masked=4,
+        seed=1,
+    )
+    assert got.input_ids.shape == shape
+    assert got.positions.tolist() == got.labels.tolist() == [[0] * 4] * shape[0]
+    assert not got.weights.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("num_tokens", "cu_seqlens"), [(0, [0]), (0, [0, 0, 0]), (5, [0]), (5, [0, 0])])
+def test_mask_tokens_takes_empty_input(backend, num_tokens, cu_seqlens):
+    ids = np.arange(10, 10 + num_tokens)
+    with ops.use_backend(backend):
+        for num_masked in (0, 3):
+            options = {"mask_token_id": MASK, "never_mask_ids": (), "num_masked": num_masked, "seed": 1}
+            masked = run(ids, np.array(cu_seqlens), **options)
+            assert masked.input_ids.tolist() == ids.tolist()
+            assert masked.positions.tolist() == [0] * num_masked
+            assert masked.labels.tolist() == [10 if num_tokens else 0] * num_masked
+            assert masked.weights.tolist() == [0.0] * num_masked
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_go_to_the_first_position(backend):
+    # One row id for all tokens gives one key for all.
+    ids, rows = np.full(600, 9), np.full(600, 3)
+    ids[:2] = SEP
+    options = {"mask_token_id": MASK, "never_mask_ids": NEVER, "num_masked": 300, "mask_prob": 0.1, "row_ids": rows}
+    with ops.use_backend(backend):
+        masked = run(ids, np.array([0, 20, 600]), seed=8, **options)
+    assert masked.positions[masked.weights > 0].tolist() == [2, 3, *range(20, 78)]
+
+
+def test_never_masked_ids_and_replaced_share():
+    g = np.random.default_rng(0)  # fixed: the bounds are statistical
+    ids = g.integers(0, 8, 40_000)
+    cu_seqlens = np.arange(0, 40_001, 100)
+    masked = run(ids, cu_seqlens, mask_token_id=MASK, never_mask_ids=NEVER, num_masked=6000, replace_prob=0.85, seed=3)
+    assert masked.weights.sum() == 6000
+    assert not np.isin(masked.labels.numpy(), NEVER).any()
+    became_mask = masked.input_ids[masked.positions] == MASK
+    assert (masked.input_ids[masked.positions][~became_mask] == masked.labels[~became_mask]).all()
+    assert abs(became_mask.float().mean().item() - 0.85) < 4 * math.sqrt(0.85 * 0.15 / 6000)
+    # Each candidate of a sequence is as likely as any other: counts per position in the sequence, 15 expected a seed.
+    columns = np.zeros(100)
+    for seed in range(20):
+        picks = run(np.full(40_000, 9), cu_seqlens, mask_token_id=MASK, never_mask_ids=(), num_masked=6000, seed=seed)
+        columns += np.bincount(picks.positions.numpy() % 100, minlength=100)
+    expected = 20 * 400 * 0.15
+    chi_square = ((columns - expected) ** 2 / (expected * 0.85)).sum()
+    assert chi_square < 99 + 5 * math.sqrt(2 * 99)
+
+
+def test_default_backend_is_the_fastest_present_and_seed_none_follows_torch():
+    ids, cu_seqlens = np.arange(10, 110), np.array([0, 50, 100])
+    options = {"mask_token_id": MASK, "never_mask_ids": NEVER, "num_masked": 15}
+    results = []
+    for _ in range(2):
+        torch.manual_seed(17)
+        results.append([run(ids, cu_seqlens, seed=None, **options).positions.tolist() for _ in range(2)])
+    assert results[0] == results[1]
+    assert results[0][0] != results[0][1]
+
+
+BAD_CALLS = [
+    ({"input_ids": torch.zeros(8, dtype=torch.int32)}, TypeError, "input_ids"),
+    ({"input_ids": torch.zeros(2, 4, dtype=torch.int64)}, ValueError, "input_ids"),
+    ({"cu_seqlens": torch.tensor([0.0, 8.0])}, TypeError, "cu_seqlens"),
+    ({"cu_seqlens": torch.tensor([[0, 8]])}, ValueError, "cu_seqlens"),
+    ({"cu_seqlens": torch.zeros(0, dtype=torch.int32)}, ValueError, "cu_seqlens"),
+    ({"cu_seqlens": torch.tensor([0, 5, 4, 8])}, ValueError, "cu_seqlens"),
+    ({"cu_seqlens": torch.tensor([1, 8])}, ValueError, "cu_seqlens"),
+    ({"cu_seqlens": torch.tensor([0, 9])}, ValueError, "cu_seqlens"),
+    ({"cu_seqlens": torch.tensor([0, -9, 8])}, ValueError, "cu_seqlens"),
+    ({"cu_seqlens": torch.tensor([0, 8], device="meta")}, ValueError, "cu_seqlens lies on"),
+    ({"row_ids": torch.arange(7)}, ValueError, "row_ids"),
+    ({"row_ids": torch.arange(8).int()}, TypeError, "row_ids"),
+    ({"num_masked": -1}, ValueError, "num_masked"),
+    ({"mask_prob": 1.5}, ValueError, "mask_prob"),
+    ({"mask_prob": float("nan")}, ValueError, "mask_prob"),
+    ({"replace_prob": -0.1}, ValueError, "replace_prob"),
+    ({"max_per_sequence": 0}, ValueError, "max_per_sequence"),
+    ({"seed": torch.zeros(1, dtype=torch.int64)}, TypeError, "seed"),
+    ({"input_ids": torch.zeros(9000, dtype=torch.int64), "cu_seqlens": torch.tensor([0, 8193])}, ValueError, "8192"),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("change", "error", "message"), BAD_CALLS)
+def test_mask_tokens_refuses_bad_input(backend, change, error, message):
+    call = {
+        "input_ids": torch.zeros(8, dtype=torch.int64),
+        "cu_seqlens": torch.tensor([0, 8]),
+        "mask_token_id": MASK,
+        "never_mask_ids": NEVER,
+        "num_masked": 2,
+        "seed": 1,
+    } | change
+    with ops.use_backend(backend), pytest.raises(error, match=message):
+        ops.mask_tokens(call.pop("input_ids"), call.pop("cu_seqlens"), **call)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_non_contiguous_input(backend, rng_seed):
+    g = np.random.default_rng(rng_seed)
+    ids = torch.from_numpy(g.integers(0, 30, 200))
+    rows = torch.from_numpy(g.integers(0, 2**40, 200))
+    options = {"mask_token_id": MASK, "never_mask_ids": NEVER, "num_masked": 30, "seed": 1}
+    cu_seqlens = torch.tensor([0, 0, 50, 50, 100, 100])
+    with ops.use_backend(backend):
+        got = ops.mask_tokens(ids[::2], cu_seqlens[::2], row_ids=rows[::2], **options)
+        expected = ops.mask_tokens(ids[::2].clone(), cu_seqlens[::2].clone(), row_ids=rows[::2].clone(), **options)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+# --- torch.compile, threads, processes --------------------------------------------------------------------------------
+
+
+# The operator is opaque to the compiler, so one backend under inductor is enough.
+@pytest.mark.parametrize(
+    ("backend", "compiler"),
+    [
+        ("reference", "inductor"),
+        ("reference", "aot_eager"),
+        pytest.param("cpp", "aot_eager", marks=needs_cpp),
+        pytest.param("triton", "aot_eager", marks=needs_interpreter),
+    ],
+)
+def test_compiled_gives_the_same_bits_for_any_token_count(backend, compiler, rng_seed):
+    g = np.random.default_rng(rng_seed)
+
+    def step(ids, cu_seqlens, seed, rows):
+        masked = ops.mask_tokens(
+            ids, cu_seqlens, mask_token_id=MASK, never_mask_ids=NEVER, num_masked=8, seed=seed, row_ids=rows
+        )
+        with ops.use_backend("reference"):
+            return *masked, *ops.corrupt_tokens(ids, masked.positions, masked.labels + 1, masked.weights)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=compiler)
+    with ops.use_backend(backend), torch._dynamo.config.patch(error_on_recompile=True):
+        for num_tokens, num_sequences in ((30, 4), (41, 5), (55, 3)):
+            cuts = np.sort(g.integers(0, num_tokens, num_sequences - 1))
+            call = (
+                torch.from_numpy(g.integers(5, 50, num_tokens)),
+                torch.tensor([0, *cuts, num_tokens], dtype=torch.int32),
+                torch.tensor(int(g.integers(2**60))),
+                torch.from_numpy(g.integers(0, 2**60, num_tokens)),
+            )
+            for ours, truth in zip(compiled(*call), step(*call), strict=True):
+                assert torch.equal(ours, truth)
+
+
+def test_opcheck(rng_seed):
+    g = np.random.default_rng(rng_seed)
+    ids, cu_seqlens, seed = torch.from_numpy(g.integers(0, 30, 50)), torch.tensor([0, 20, 44]), torch.tensor(3)
+    for rows in (None, torch.arange(50)):
+        arguments = (ids, cu_seqlens, seed, rows, MASK, NEVER, 9, 0.15, 2**31, 20)
+        torch.library.opcheck(torch.ops.electra_fast.mask_tokens.default, arguments)
+    for disallow in (None, torch.tensor([1, 2, 3])):
+        torch.library.opcheck(
+            torch.ops.electra_fast.sample_tokens.default, (torch.randn(3, 7), seed, None, disallow, 1.0, 2)
+        )
+
+
+def test_fake_tensors_and_dispatch_modes_reach_the_operator():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    def call() -> ops.MaskedTokens:
+        return ops.mask_tokens(
+            torch.full((20,), 9), torch.tensor([0, 20]), mask_token_id=MASK, never_mask_ids=(), num_masked=4, seed=1
+        )
+
+    with FakeTensorMode():
+        assert [tuple(result.shape) for result in call()] == [(20,), (4,), (4,), (4,)]
+    with Watch():
+        call()
+    assert "electra_fast.mask_tokens.default" in seen
+
+
+def test_two_python_threads_at_once(rng_seed):
+    g = np.random.default_rng(rng_seed)
+    ids, cu_seqlens = random_batch(g, sequences=900, longest=100)
+    all_options = [random_options(g, len(ids)) for _ in range(2)]
+    expected = [numpy_oracle.mask_tokens(ids, cu_seqlens, **options) for options in all_options]
+    failures = []
+
+    def work(index: int) -> None:
+        try:
+            with ops.use_backend(("reference", "cpp")[index] if _backends._extension_error() is None else "reference"):
+                for _ in range(20):
+                    assert_equal(run(ids, cu_seqlens, **all_options[index]), expected[index])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+class Masking(torch.utils.data.Dataset):
+    """A dataset whose workers mask."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        ids, cu_seqlens = torch.full((40_000,), 9), torch.arange(0, 40_001, 100)
+        return ops.mask_tokens(
+            ids, cu_seqlens, mask_token_id=MASK, never_mask_ids=(), num_masked=6000, seed=index
+        ).positions
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_data_loader_workers_mask_too():
+    torch.set_num_threads(2)
+    here = [Masking()[index] for index in range(6)]  # the parent's threads are running when it forks
+    loader = torch.utils.data.DataLoader(
+        Masking(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+    )
+    for ours, theirs in zip(here, loader, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@needs_cpp
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_one_openmp_runtime_is_loaded():
+    script = """
+import re, torch
+from electra_fast import ops
+from electra_fast.ops import _backends
+torch.set_num_threads(2)
+with ops.use_backend("cpp"):
+    ids, cu_seqlens = torch.full((40_000,), 9), torch.arange(0, 40_001, 100)
+    ops.mask_tokens(ids, cu_seqlens, mask_token_id=4, never_mask_ids=(), num_masked=6000, seed=1)
+runtimes = {line.split()[-1] for line in open("/proc/self/maps") if re.search(r"lib(g|i|)omp[-.\\d]", line)}
+print(_backends.extension().has_openmp(), len(runtimes), len(list(__import__("os").listdir("/proc/self/task"))))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    has_openmp, runtimes, threads = result.stdout.split()
+    assert (has_openmp, runtimes) == ("True", "1")
+    assert int(threads) >= 2
+
+
+# --- sample_tokens ----------------------------------------------------------------------------------------------------
+
+
+def sample_in_float64(logits: np.ndarray, temperature: float, disallow, seed: int, stream: int, rows: np.ndarray):
+    """The inverse CDF, and how far each row's uniform number lies from the nearest step of the CDF."""
+    scores = logits.astype(np.float64) / temperature
+    if disallow is not None:
+        scores[np.arange(len(scores)), disallow] = -np.inf
+    masses = np.exp(scores - scores.max(1, keepdims=True))
+    cdf = masses.cumsum(1) / masses.sum(1, keepdims=True)
+    words = numpy_oracle.philox(seed, rows, 0, stream).astype(np.uint64)
+    uniform = ((words[0] >> np.uint64(5)) * 2**26 + (words[1] >> np.uint64(6))).astype(np.float64) * 2.0**-53
+    return (cdf <= uniform[:, None]).sum(1), np.abs(cdf - uniform[:, None]).min(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (40, 2), (300, 257), (64, 30522)])
+def test_samples_equal_the_inverse_cdf(rows, vocab, dtype, rng_seed):
+    g = np.random.default_rng(rng_seed)
+    logits = torch.from_numpy(g.normal(0, 3, (rows, vocab))).to(dtype)
+    for disallow, temperature in ((None, 1.0), (g.integers(0, vocab, rows), 0.7)):
+        if disallow is not None and vocab == 1:
+            continue
+        names = g.integers(-(2**63), 2**63, rows, dtype=np.int64)
+        seed, stream = int(g.integers(-(2**63), 2**63)), int(g.integers(2**31))
+        got = ops.sample_tokens(
+            logits,
+            temperature=temperature,
+            disallow=None if disallow is None else torch.from_numpy(disallow),
+            seed=seed,
+            stream=stream,
+            row_ids=torch.from_numpy(names),
+        ).numpy()
+        expected, distance = sample_in_float64(logits.double().numpy(), temperature, disallow, seed, stream, names)
+        # Float32 masses move a step of the CDF by some 1e-6 at most; there either neighbour is right.
+        clear = distance > (1e-12 if dtype == torch.float64 else 2e-6)
+        assert np.array_equal(got[clear], expected[clear])
+        assert clear.mean() > 0.8
+        assert ((got >= 0) & (got < vocab)).all()
+        assert disallow is None or (got != disallow).all()
+
+
+def test_samples_have_the_law_of_the_softmax():
+    g = np.random.default_rng(1)  # fixed: the bound is statistical
+    logits = torch.from_numpy(g.normal(0, 2, 50)).float()
+    drawn = ops.sample_tokens(logits.expand(200_000, 50), seed=12)
+    expected = torch.softmax(logits.double(), 0).numpy() * 200_000
+    counts = np.bincount(drawn.numpy(), minlength=50)
+    usual = expected >= 5
+    chi_square = ((counts - expected)[usual] ** 2 / expected[usual]).sum()
+    assert chi_square < usual.sum() + 5 * math.sqrt(2 * usual.sum())
+
+
+def test_a_uniform_at_its_end_finds_a_token_with_a_mass(monkeypatch):
+    monkeypatch.setattr(masking_sampling, "uniform53", lambda *words: torch.ones(2, dtype=torch.float64))
+    logits = torch.tensor([[0.0, 1.0, -math.inf], [-math.inf, 0.0, 2.0]])
+    assert ops.sample_tokens(logits, seed=1).tolist() == [1, 2]
+    assert ops.sample_tokens(logits, disallow=torch.tensor([1, 2]), seed=1).tolist() == [0, 1]
+
+
+def test_sampling_under_compile_gives_the_same_bits(rng_seed):
+    torch._dynamo.reset()
+    compiled = torch.compile(ops.sample_tokens, fullgraph=True, dynamic=True)
+    for rows in (5, 9):
+        logits, seed = torch.randn(rows, 300, requires_grad=True), torch.tensor(rng_seed)
+        assert torch.equal(compiled(logits, seed=seed), ops.sample_tokens(logits, seed=seed))
+
+
+@pytest.mark.parametrize(
+    ("logits", "options", "error", "message"),
+    [
+        (torch.zeros(3), {}, TypeError, "logits"),
+        (torch.zeros(3, 4, dtype=torch.int64), {}, TypeError, "logits"),
+        (torch.zeros(3, 0), {}, ValueError, "logits"),
+        (torch.zeros(3, 1), {"disallow": torch.zeros(3, dtype=torch.int64)}, ValueError, "logits"),
+        (torch.zeros(3, 4), {"disallow": torch.zeros(2, dtype=torch.int64)}, ValueError, "disallow"),
+        (torch.zeros(3, 4), {"row_ids": torch.zeros(3)}, TypeError, "row_ids"),
+        (torch.zeros(3, 4), {"temperature": 0.0}, ValueError, "temperature"),
+        (torch.zeros(3, 4), {"stream": -1}, ValueError, "stream"),
+    ],
+)
+def test_sample_tokens_refuses_bad_input(logits, options, error, message):
+    with pytest.raises(error, match=message):
+        ops.sample_tokens(logits, seed=1, **options)
+
+
+# --- corrupt_tokens ---------------------------------------------------------------------------------------------------
+
+
+def test_corrupt_tokens(rng_seed):
+    g = np.random.default_rng(rng_seed)
+    ids = g.integers(0, 5, 200)
+    positions = np.sort(g.choice(200, 30, replace=False))
+    positions[0] = 0  # the position that unused slots name too
+    sampled = g.integers(0, 5, 40)
+    weights = np.concatenate([np.ones(30), np.zeros(10)]).astype(np.float32)
+    corrupted, is_replaced = ops.corrupt_tokens(
+        torch.from_numpy(ids),
+        torch.from_numpy(np.concatenate([positions, np.zeros(10, np.int64)])),
+        torch.from_numpy(sampled),
+        torch.from_numpy(weights),
+    )
+    expected = ids.copy()
+    expected[positions] = sampled[:30]
+    assert np.array_equal(corrupted.numpy(), expected)
+    assert np.array_equal(is_replaced.numpy(), expected != ids)
+    assert (sampled[:30] == ids[positions]).any()  # an equal sample counts as real
+
+
+def test_corrupt_tokens_takes_empty_input_and_refuses_bad():
+    none = torch.zeros(0, dtype=torch.int64)
+    corrupted, is_replaced = ops.corrupt_tokens(
+        none, torch.zeros(3, dtype=torch.int64), torch.ones(3).long(), torch.zeros(3)
+    )
+    assert corrupted.shape == is_replaced.shape == (0,)
+    with pytest.raises(ValueError, match="weights"):
+        ops.corrupt_tokens(torch.arange(5), none, none, torch.zeros(2))
+    with pytest.raises(TypeError, match="sampled_ids"):
+        ops.corrupt_tokens(torch.arange(5), none, none.int(), torch.zeros(0))
