@@ -1,0 +1,164 @@
+"""A prepared corpus: the folder `prepare` writes, opened for reading.
+
+meta.json          format and version, tokenizer hash, special ids, counts, shard list, checksums
+tokens-00000.bin   token ids without special tokens, raw little-endian uint16 (uint32 over 65,535 ids)
+tokens-00001.bin   ... goes on where the one before ends, in the middle of a document if need be
+offsets.bin        int64 [documents + 1], where each document starts in the row of all shards' tokens
+tokenizer/         the tokenizer's files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+FORMAT = "electra-fast-corpus"
+VERSION = 1
+META_FILE = "meta.json"
+OFFSETS_FILE = "offsets.bin"
+OFFSET_DTYPE = np.dtype("<i8")
+TOKEN_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+@dataclass(frozen=True)
+class Shard:
+    file: str
+    tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CorpusMeta:
+    """What meta.json says. `bytes_read` counts the input files' bytes; `vocab_size` is one more than the largest id."""
+
+    tokenizer_sha256: str
+    vocab_size: int
+    pad_token_id: int
+    cls_token_id: int
+    sep_token_id: int
+    mask_token_id: int
+    dtype: str
+    documents: int
+    tokens: int
+    bytes_read: int
+    shards: tuple[Shard, ...]
+    offsets_sha256: str
+    tokenizer: str = "tokenizer"
+    format: str = FORMAT
+    version: int = VERSION
+
+    def write(self, folder: Path) -> None:
+        (folder / META_FILE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def content_hash(self) -> str:
+        """One name for the tokens, the documents and the tokenizer, wherever the folder lies."""
+        parts = [self.tokenizer_sha256, self.offsets_sha256, *(shard.sha256 for shard in self.shards)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    @classmethod
+    def read(cls, folder: Path) -> CorpusMeta:
+        """Raises ValueError if the folder holds no corpus, or one of another format version."""
+        path = folder / META_FILE
+        if not path.is_file():
+            raise ValueError(
+                f"{folder} is no prepared corpus: it holds no {META_FILE} (electra-fast prepare makes one)"
+            )
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"{path} does not describe a prepared corpus (no format {FORMAT!r})")
+        if content.get("version") != VERSION:
+            raise ValueError(f"{path}: corpus version {content.get('version')}, but this release reads {VERSION}")
+        names = {field.name for field in fields(cls)}
+        if content.keys() != names:
+            raise ValueError(f"{path} is damaged: missing or unknown keys {sorted(content.keys() ^ names)}")
+        shards = tuple(Shard(**shard) for shard in content.pop("shards"))
+        return cls(shards=shards, **content)
+
+
+class Corpus:
+    """Token ids of all documents, memory-mapped. `Corpus.open` makes one; nothing is read before it is asked for."""
+
+    def __init__(self, folder: Path, meta: CorpusMeta) -> None:
+        self.folder = folder
+        self.meta = meta
+        self.dtype = TOKEN_DTYPES[meta.dtype]
+        self.offsets: np.ndarray = np.memmap(folder / OFFSETS_FILE, OFFSET_DTYPE, mode="r")  # [documents + 1]
+        self._shards = [np.memmap(folder / shard.file, self.dtype, mode="r") for shard in meta.shards]
+        self._starts = list(accumulate((shard.tokens for shard in meta.shards), initial=0))  # [shards + 1]
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = False) -> Corpus:
+        """Opens a corpus folder; checks every file's size, with `verify` every checksum too (reads all of it).
+
+        Raises ValueError naming the file that is missing or damaged.
+        """
+        folder = Path(path)
+        meta = CorpusMeta.read(folder)
+        if meta.dtype not in TOKEN_DTYPES:
+            raise ValueError(f"{folder / META_FILE} is damaged: dtype {meta.dtype!r}")
+        if sum(shard.tokens for shard in meta.shards) != meta.tokens:
+            raise ValueError(f"{folder / META_FILE} is damaged: the shards' tokens do not sum up to {meta.tokens}")
+        itemsize = TOKEN_DTYPES[meta.dtype].itemsize
+        _check_file(folder / OFFSETS_FILE, (meta.documents + 1) * OFFSET_DTYPE.itemsize, meta.offsets_sha256, verify)
+        for shard in meta.shards:
+            _check_file(folder / shard.file, shard.tokens * itemsize, shard.sha256, verify)
+        corpus = cls(folder, meta)
+        if corpus.offsets[0] != 0 or corpus.offsets[-1] != meta.tokens:
+            raise ValueError(f"{folder / OFFSETS_FILE} is damaged: it does not run from 0 to {meta.tokens} tokens")
+        return corpus
+
+    @property
+    def num_documents(self) -> int:
+        return self.meta.documents
+
+    @property
+    def num_tokens(self) -> int:
+        return self.meta.tokens
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self.folder / self.meta.tokenizer
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start..stop of the whole corpus, [stop - start] in the corpus's dtype; a view where one shard has all.
+
+        Raises IndexError outside 0 <= start <= stop <= num_tokens.
+        """
+        if not 0 <= start <= stop <= self.meta.tokens:
+            raise IndexError(f"tokens {start}..{stop} of a corpus of {self.meta.tokens} tokens")
+        first = min(bisect_right(self._starts, start) - 1, len(self._shards) - 1)
+        parts = []
+        for shard, shard_start in zip(self._shards[first:], self._starts[first:], strict=False):
+            parts.append(shard[max(start - shard_start, 0) : stop - shard_start])
+            if stop <= shard_start + len(shard):
+                break
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def document(self, index: int) -> np.ndarray:
+        """Tokens of one document, without special tokens. Raises IndexError outside 0 <= index < num_documents."""
+        if not 0 <= index < self.meta.documents:
+            raise IndexError(f"document {index} of a corpus of {self.meta.documents} documents")
+        return self.read(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+
+def _check_file(path: Path, size: int, sha256: str, verify: bool) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; prepare the corpus again")
+    if path.stat().st_size != size:
+        raise ValueError(f"{path} is damaged: {path.stat().st_size} bytes, expected {size}; prepare the corpus again")
+    if verify:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != sha256:
+            raise ValueError(f"{path} is damaged: its sha256 is not the one in {META_FILE}; prepare the corpus again")

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from electra_fast.data import loader as loader_module
+from electra_fast.data.corpus import Corpus
+from electra_fast.data.loader import MIN_PIECE, Batch, BatchLoader
+from tests.data.texts import random_documents
+
+
+def expected_pieces(corpus: Corpus, max_length: int) -> list[list[int]]:
+    """The pieces of the corpus in order, cut the plain way."""
+    pieces = []
+    for index in range(corpus.num_documents):
+        tokens = corpus.document(index).tolist()
+        cut = [tokens[i : i + max_length - 2] for i in range(0, len(tokens), max_length - 2)]
+        if len(cut) > 1 and len(cut[-1]) < MIN_PIECE and len(cut[-1]) < max_length - 2:
+            cut.pop()
+        pieces += cut
+    meta = corpus.meta
+    return [[meta.cls_token_id, *piece, meta.sep_token_id] for piece in pieces]
+
+
+def sequences(batch: Batch) -> list[tuple[int, list[int]]]:
+    cu = batch.cu_seqlens.tolist()
+    ids = batch.input_ids.tolist()
+    assert cu[0] == 0
+    assert cu[-1] == len(ids)
+    return [(s, ids[a:b]) for s, a, b in zip(batch.sequence_ids.tolist(), cu, cu[1:], strict=False)]
+
+
+def assert_equal(a: Batch, b: Batch) -> None:
+    assert a.epoch == b.epoch
+    for name in ("input_ids", "cu_seqlens", "sequence_ids"):
+        x, y = getattr(a, name), getattr(b, name)
+        assert x.dtype == y.dtype
+        assert torch.equal(x, y), name
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(loader_module, "WINDOW", 16)
+    return 16
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("max_length", [3, 7, 12, 33, 512])
+def test_every_piece_once_an_epoch(make_corpus, rng_seed: int, small_windows: int, max_length: int, shuffle: bool):
+    g = np.random.default_rng(rng_seed)
+    corpus = make_corpus(random_documents(g, int(g.integers(1, 40)), most_words=30), shard_tokens=101)
+    pieces = expected_pieces(corpus, max_length)
+    batch_size = int(g.integers(1, 20))
+    loader = BatchLoader(corpus, batch_size=batch_size, max_length=max_length, seed=rng_seed, shuffle=shuffle)
+    assert loader.num_sequences == len(pieces)
+    assert loader.steps_per_epoch == len(pieces) / batch_size
+
+    steps = -(-3 * len(pieces) // batch_size)
+    stream = []
+    for step in range(steps):
+        batch = loader.batch(step)
+        assert batch.epoch == step * batch_size // len(pieces)
+        assert (batch.input_ids.dtype, batch.cu_seqlens.dtype, batch.sequence_ids.dtype) == (
+            torch.int64,
+            torch.int32,
+            torch.int64,
+        )
+        stream += sequences(batch)
+    for index, ids in stream:
+        assert ids == pieces[index]
+    order = [index for index, _ in stream]
+    n = len(pieces)
+    epochs = [order[i * n : (i + 1) * n] for i in range(3)]
+    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
+    if not shuffle:
+        assert epochs[0] == list(range(n))
+    elif n > 40:  # two orders of 40 are the same once in 40!
+        assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+        assert epochs[0] != list(range(n))
+
+
+def test_batches_are_a_pure_function_of_step(make_corpus, rng_seed: int, small_windows: int) -> None:
+    g = np.random.default_rng(rng_seed)
+    corpus = make_corpus(random_documents(g, 60))
+    options = {"batch_size": 7, "max_length": 16, "seed": rng_seed}
+    one = BatchLoader(corpus, **options)
+    steps = int(2.5 * one.steps_per_epoch)
+    forward = [one.batch(step) for step in range(steps)]
+    for step in g.permutation(steps).tolist():  # any order, an object used before
+        assert_equal(one.batch(step), forward[step])
+    for step in g.integers(0, steps, 5).tolist():  # an object and a corpus opened anew
+        assert_equal(BatchLoader(Corpus.open(corpus.folder), **options).batch(step), forward[step])
+    other = BatchLoader(corpus, **{**options, "seed": rng_seed + 1})
+    assert other.batch(0).sequence_ids.tolist() != forward[0].sequence_ids.tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7, 10])
+def test_ranks_make_up_the_global_batch(make_corpus, rng_seed: int, small_windows: int, world_size: int) -> None:
+    corpus = make_corpus(random_documents(np.random.default_rng(rng_seed), 30))
+    loader = BatchLoader(corpus, batch_size=10, max_length=16, seed=rng_seed)
+    for step in range(12):
+        parts = [loader.batch(step, rank, world_size) for rank in range(world_size)]
+        assert [s for part in parts for s in sequences(part)] == sequences(loader.batch(step))
+        sizes = [len(part.sequence_ids) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_corpus_smaller_than_a_batch_repeats(make_corpus) -> None:
+    corpus = make_corpus(["ba de", "ki lo mu"])
+    batch = BatchLoader(corpus, batch_size=7, max_length=512, seed=3).batch(1)
+    ids = batch.sequence_ids.tolist()  # places 7 .. 13 of the stream
+    assert batch.epoch == 3
+    assert len(ids) == 7
+    assert sorted(ids[1:3]) == sorted(ids[3:5]) == sorted(ids[5:7]) == [0, 1]
+
+
+def test_short_remainders_are_dropped_but_no_short_document(make_corpus, tokenizer) -> None:
+    lengths = [1, MIN_PIECE - 1, 20, 20 + MIN_PIECE - 1, 20 + MIN_PIECE, 47, 48]
+    corpus = make_corpus([" ".join("a" * n) for n in lengths])
+    assert np.diff(corpus.offsets).tolist() == lengths
+    batch = BatchLoader(corpus, batch_size=11, max_length=22, shuffle=False).batch(0)
+    content = (np.diff(batch.cu_seqlens.numpy()) - 2).tolist()
+    assert content == [1, 7, 20, 20, 20, 8, 20, 20, 20, 20, 8]
+
+
+def test_the_order_is_fixed_for_ever(make_corpus, small_windows: int) -> None:
+    """A resumed run depends on it: windows and pieces sort the raw words of PCG64, keyed by (seed, epoch, key)."""
+    corpus = make_corpus([" ".join("a" * (40 * 10))])
+    loader = BatchLoader(corpus, batch_size=40, max_length=12, seed=2**40 + 5)
+    assert loader.num_sequences == 40
+
+    def order(key: int, size: int) -> np.ndarray:
+        words = [5, 2**8, 1, 0, key, 0]  # low and high word of seed, epoch and key
+        return np.argsort(np.random.PCG64(np.random.SeedSequence(words)).random_raw(size))
+
+    sizes = [16, 16, 8]
+    expected = [16 * w + int(i) for w in order(0, 3) for i in order(1 + int(w), sizes[w])]
+    assert loader.batch(1).sequence_ids.tolist() == expected
+    assert loader.batch(0).sequence_ids.tolist() != expected
+
+
+def test_bad_arguments(make_corpus) -> None:
+    corpus = make_corpus(["ba de"])
+    for options, message in (
+        ({"batch_size": 0, "max_length": 8}, "batch_size must be at least 1"),
+        ({"batch_size": 1, "max_length": 2}, "max_length must be at least 3"),
+        ({"batch_size": 1, "max_length": 8, "seed": 2**64}, "seed must lie"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            BatchLoader(corpus, **options)
+    loader = BatchLoader(corpus, batch_size=2, max_length=8)
+    for call, message in (((-1,), "step must be"), ((0, 2, 2), "rank must lie"), ((0, 0, 3), "batch_size=2 is less")):
+        with pytest.raises(ValueError, match=message):
+            loader.batch(*call)
