@@ -1,0 +1,352 @@
+"""ELECTRA pretraining as one module: a generator, a discriminator, and replaced-token detection between them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from electra_fast.models.electra import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, ElectraModel
+from electra_fast.models.initialization import initialize_weights
+from electra_fast.ops.generator_head import linear_cross_entropy_sample, linear_cross_entropy_sample_with_argmax
+from electra_fast.ops.masking_sampling import MaskedTokens, corrupt_tokens, mask_tokens
+from electra_fast.ops.random import as_seed, draw_seed, row_ids_for, splitmix64
+from electra_fast.ops.rtd_bce import RTDLoss, rtd_bce
+from electra_fast.packing import Packing, packing_of_full, packing_of_lengths, packing_of_mask
+
+FORMAT_VERSION = 1
+SAMPLING_STREAM = 1
+TIED_EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
+TIE_CHOICES = ("shared", "untied", "all")
+
+
+@dataclass
+class JointPreTrainingOutput(ModelOutput):
+    """What `ElectraForJointPreTraining.forward` returns; M masked slots among T real tokens in row order."""
+
+    loss: Tensor | None = None  # generator_weight * generator_loss + discriminator_weight * discriminator_loss
+    generator_loss: Tensor | None = None  # nats per masked token
+    discriminator_loss: Tensor | None = None  # nats per token
+    masked: MaskedTokens | None = None
+    sampled_ids: Tensor | None = None  # int64 [M]
+    corrupted_ids: Tensor | None = None  # int64, the shape of input_ids
+    rtd: RTDLoss | None = None
+
+
+class Corruption(NamedTuple):
+    """The generator's half of a step."""
+
+    masked: MaskedTokens
+    loss_sum: Tensor  # float32, 0-d
+    nll: Tensor  # float32 [M]
+    sampled_ids: Tensor  # int64 [M]
+    argmax_ids: Tensor | None  # int64 [M], where asked for
+    corrupted_ids: Tensor  # int64 [T]
+    is_replaced: Tensor  # bool [T]
+
+
+class ElectraForJointPreTraining(nn.Module):
+    """Generator and discriminator trained together.
+
+    Source: ELECTRA paper, section 2; google-research/electra, run_pretraining.py.
+
+    Args:
+        generator_config, discriminator_config: `ElectraConfig`; with tied embeddings the two share vocabulary,
+            embedding size, position table and token types.
+        mask_token_id: the id of [MASK].
+        never_mask_ids: ids that are never masked: [CLS], [SEP], [MASK]. Padding is never masked either.
+        mask_prob: the share of each sequence's tokens to predict.
+        replace_prob: the share of those that become [MASK]; the others keep their token. None becomes a random one.
+        max_per_sequence: at most this many a sequence; None means int((mask_prob + 0.005) * S), where S is the width of
+            a padded batch, or the position table's size for packed input.
+        temperature: divides the generator's logits when it samples.
+        disallow_correct: the generator never samples the true token.
+        generator_weight, discriminator_weight: of the two losses in their sum.
+        tie: "shared" ties the embeddings (word, position, token type and their LayerNorm), "untied" nothing, "all" the
+            whole encoder (towers of one size).
+
+    The original draws positions with replacement and averages the ids of tokens drawn twice; here they are distinct.
+    """
+
+    # transformers' Trainer then divides the loss by the number of accumulation steps, as a mean loss needs.
+    accepts_loss_kwargs = False
+
+    def __init__(
+        self,
+        generator_config: ElectraConfig,
+        discriminator_config: ElectraConfig,
+        *,
+        mask_token_id: int = 103,
+        never_mask_ids: Sequence[int] = (101, 102, 103),
+        mask_prob: float = 0.15,
+        replace_prob: float = 0.85,
+        max_per_sequence: int | None = None,
+        temperature: float = 1.0,
+        disallow_correct: bool = False,
+        generator_weight: float = 1.0,
+        discriminator_weight: float = 50.0,
+        tie: str = "shared",
+    ) -> None:
+        super().__init__()
+        if tie not in TIE_CHOICES:
+            raise ValueError(f"tie must be one of {', '.join(TIE_CHOICES)}; got {tie!r}")
+        _check_configs(generator_config, discriminator_config, tie)
+        self.mask_token_id = mask_token_id
+        self.never_mask_ids = tuple(never_mask_ids)
+        self.mask_prob = mask_prob
+        self.replace_prob = replace_prob
+        self.max_per_sequence = max_per_sequence
+        self.temperature = temperature
+        self.disallow_correct = disallow_correct
+        self.generator_weight = generator_weight
+        self.discriminator_weight = discriminator_weight
+        self.tie = tie
+
+        self.discriminator = ElectraForPreTraining(copy.deepcopy(discriminator_config))
+        self.generator = ElectraForMaskedLM(copy.deepcopy(generator_config))
+        self._tie_towers()
+        initialize_weights(self, std=discriminator_config.initializer_range)
+
+    def _tie_towers(self) -> None:
+        if self.tie == "all":
+            self.generator.electra = self.discriminator.electra
+        elif self.tie == "shared":
+            source, target = self.discriminator.electra.embeddings, self.generator.electra.embeddings
+            for name in TIED_EMBEDDINGS:
+                setattr(target, name, getattr(source, name))
+        self.generator.tie_weights()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        seed: Tensor | int | None = None,
+        mask_seed: Tensor | int | None = None,
+        cu_seqlens: Tensor | None = None,
+        num_masked: int | None = None,
+        masked_count: Tensor | float | None = None,
+        token_count: Tensor | float | None = None,
+    ) -> JointPreTrainingOutput:
+        """Mask, let the generator fill in, let the discriminator judge, and return both losses.
+
+        Args:
+            input_ids: int64 [B, S] padded, or [T] packed together with `cu_seqlens`. The uncorrupted text.
+            attention_mask: [B, S], nonzero at real tokens; None: all are. Padded input only.
+            token_type_ids: int64, the shape of input_ids; None: zeros.
+            sequence_ids: int64 [B], names each sequence for the random numbers, so that the same text gets the same
+                masks whatever batch it lands in; None: 0..B-1.
+            seed: of the sampling; None draws one from torch's default generator. Dropout uses torch's generator.
+            mask_seed: of the masking; None: splitmix64(seed).
+            cu_seqlens: int32 or int64 [B + 1], sequence boundaries of packed input.
+            num_masked: slots M for masked positions; None: enough for every sequence.
+            masked_count, token_count: what the two loss sums are divided by; None: this batch's own counts. Give those
+                of the whole global batch, and accumulation and ranks change nothing.
+
+        Raises:
+            ValueError: shapes that don't fit together, or sequences longer than the position table.
+        """
+        packing = self.packing(input_ids, attention_mask, cu_seqlens)
+        if token_type_ids is not None and packing.is_packed:
+            token_type_ids = packing.pad(token_type_ids)
+        corruption = self.corrupt(
+            input_ids if packing.is_packed else packing.unpad(input_ids),
+            packing,
+            token_type_ids=token_type_ids,
+            sequence_ids=sequence_ids,
+            seed=seed,
+            mask_seed=mask_seed,
+            num_masked=num_masked,
+        )
+        logits = self.discriminate(corruption.corrupted_ids, packing, token_type_ids=token_type_ids)
+        rtd = rtd_bce(logits, corruption.is_replaced, packing.is_real)
+
+        if masked_count is None:
+            masked_count = corruption.masked.weights.sum().clamp(min=1)
+        if token_count is None:
+            token_count = rtd.count.clamp(min=1)
+        generator_loss = corruption.loss_sum / masked_count
+        discriminator_loss = rtd.loss_sum / token_count
+        corrupted_ids = corruption.corrupted_ids
+        if not packing.is_packed:
+            corrupted_ids = packing.pad(corrupted_ids)
+            if packing.padding_mask is not None:
+                corrupted_ids = torch.where(packing.padding_mask, corrupted_ids, input_ids)
+        return JointPreTrainingOutput(
+            loss=self.generator_weight * generator_loss + self.discriminator_weight * discriminator_loss,
+            generator_loss=generator_loss.detach(),
+            discriminator_loss=discriminator_loss.detach(),
+            masked=corruption.masked,
+            sampled_ids=corruption.sampled_ids,
+            corrupted_ids=corrupted_ids,
+            rtd=rtd._replace(loss_sum=rtd.loss_sum.detach()),
+        )
+
+    def packing(self, input_ids: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> Packing:
+        """How the arguments of `forward` lay out the tokens."""
+        if cu_seqlens is not None:
+            if input_ids.dim() != 1:
+                raise ValueError(f"with cu_seqlens, input_ids must be flat [T]; got shape {tuple(input_ids.shape)}")
+            if attention_mask is not None:
+                raise ValueError("packed input has no padding: give cu_seqlens or attention_mask, not both")
+            max_seqlen = int(cu_seqlens.diff().max()) if cu_seqlens.shape[0] > 1 else 0
+        else:
+            if input_ids.dim() != 2:
+                raise ValueError(
+                    f"input_ids must be padded [B, S], or flat [T] with cu_seqlens; got shape {tuple(input_ids.shape)}"
+                )
+            max_seqlen = input_ids.shape[1]
+        table = self.discriminator.config.max_position_embeddings
+        if max_seqlen > table:
+            raise ValueError(f"sequences of {max_seqlen} tokens are longer than the position table of {table}")
+        if cu_seqlens is not None:
+            return packing_of_lengths(cu_seqlens, input_ids.shape[0], max_seqlen)
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                raise ValueError(
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}"
+                )
+            return packing_of_mask(attention_mask)
+        return packing_of_full(*input_ids.shape, input_ids.device)
+
+    def corrupt(
+        self,
+        input_ids: Tensor,
+        packing: Packing,
+        *,
+        token_type_ids: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        seed: Tensor | int | None = None,
+        mask_seed: Tensor | int | None = None,
+        num_masked: int | None = None,
+        with_argmax: bool = False,
+    ) -> Corruption:
+        """The generator's half: mask flat `input_ids` [T], predict, sample, and put the samples in.
+
+        `token_type_ids` is padded, [B, S]; the other arguments are those of `forward`.
+        """
+        device = input_ids.device
+        seed = draw_seed(device) if seed is None else as_seed(seed, device)
+        mask_seed = splitmix64(seed) if mask_seed is None else as_seed(mask_seed, device)
+        if sequence_ids is None:
+            sequence_ids = torch.arange(packing.batch_size, device=device)
+        row_ids = row_ids_for(sequence_ids, packing.cu_seqlens, input_ids.shape[0])
+
+        max_per_sequence = self.max_per_sequence
+        if max_per_sequence is None:
+            # Packed rows have no width of their own, and the cap must not depend on the batch.
+            width = self.discriminator.config.max_position_embeddings if packing.is_packed else packing.max_seqlen
+            max_per_sequence = max(1, int((self.mask_prob + 0.005) * width))
+        if num_masked is None:
+            # round(n * p) <= n * p + 0.5, and at least one token a sequence.
+            most = int(self.mask_prob * input_ids.shape[0]) + packing.batch_size
+            num_masked = min(most, packing.batch_size * max_per_sequence, input_ids.shape[0])
+
+        masked = mask_tokens(
+            input_ids,
+            packing.cu_seqlens,
+            mask_token_id=self.mask_token_id,
+            never_mask_ids=self.never_mask_ids,
+            num_masked=num_masked,
+            mask_prob=self.mask_prob,
+            replace_prob=self.replace_prob,
+            max_per_sequence=max_per_sequence,
+            seed=mask_seed,
+            row_ids=row_ids,
+        )
+        hidden_states = _encode(self.generator.electra, masked.input_ids, packing, token_type_ids)
+        # Only masked positions go through the vocabulary projection. The tail's index is out of range, hence the clamp.
+        index = packing.padded_index[masked.positions].clamp(max=packing.batch_size * packing.max_seqlen - 1)
+        hidden = self.generator.generator_predictions(hidden_states.flatten(0, 1).index_select(0, index))  # (M, E)
+        head = linear_cross_entropy_sample_with_argmax if with_argmax else linear_cross_entropy_sample
+        loss_sum, nll, sampled_ids, *argmax_ids = head(
+            hidden,
+            self.generator.generator_lm_head.weight,
+            self.generator.generator_lm_head.bias,
+            masked.labels,
+            masked.weights,
+            temperature=self.temperature,
+            disallow_correct=self.disallow_correct,
+            seed=seed,
+            stream=SAMPLING_STREAM,
+            row_ids=row_ids[masked.positions],
+        )
+        corrupted_ids, is_replaced = corrupt_tokens(input_ids, masked.positions, sampled_ids, masked.weights)
+        return Corruption(masked, loss_sum, nll, sampled_ids, *(argmax_ids or [None]), corrupted_ids, is_replaced)
+
+    def discriminate(self, input_ids: Tensor, packing: Packing, *, token_type_ids: Tensor | None = None) -> Tensor:
+        """The discriminator's logits [T] for flat `input_ids` [T]; large means replaced. The tail gets 0."""
+        hidden_states = _encode(self.discriminator.electra, input_ids, packing, token_type_ids)
+        return packing.unpad(self.discriminator.discriminator_predictions(hidden_states))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `folder/generator`, `folder/discriminator` (transformers loads both) and `folder/electra_fast.json`."""
+        folder = Path(folder)
+        self.generator.save_pretrained(folder / "generator")
+        self.discriminator.save_pretrained(folder / "discriminator")
+        options = {"format_version": FORMAT_VERSION, **{name: getattr(self, name) for name in OPTIONS}}
+        (folder / "electra_fast.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> ElectraForJointPreTraining:
+        """Load what `save_pretrained` wrote.
+
+        Raises:
+            FileNotFoundError: a part is missing. ValueError: it was written by a newer format.
+        """
+        folder = Path(folder)
+        options = json.loads((folder / "electra_fast.json").read_text(encoding="utf-8"))
+        version = options.pop("format_version")
+        if version > FORMAT_VERSION:
+            raise ValueError(
+                f"{folder} has format version {version}; this electra-fast reads up to {FORMAT_VERSION}: upgrade it"
+            )
+        generator = ElectraForMaskedLM.from_pretrained(folder / "generator")
+        discriminator = ElectraForPreTraining.from_pretrained(folder / "discriminator")
+        model = cls(generator.config, discriminator.config, **options)
+        model.generator.load_state_dict(generator.state_dict())
+        model.discriminator.load_state_dict(discriminator.state_dict())
+        return model
+
+
+OPTIONS = (
+    "mask_token_id",
+    "never_mask_ids",
+    "mask_prob",
+    "replace_prob",
+    "max_per_sequence",
+    "temperature",
+    "disallow_correct",
+    "generator_weight",
+    "discriminator_weight",
+    "tie",
+)
+
+
+def _encode(tower: ElectraModel, input_ids: Tensor, packing: Packing, token_type_ids: Tensor | None) -> Tensor:
+    """Flat ids [T] through a tower of transformers: hidden states [B, S, H]."""
+    return tower(
+        input_ids=packing.pad(input_ids, fill=tower.config.pad_token_id or 0),
+        attention_mask=packing.padding_mask,
+        token_type_ids=token_type_ids,
+    ).last_hidden_state
+
+
+def _check_configs(generator: ElectraConfig, discriminator: ElectraConfig, tie: str) -> None:
+    fields = ["vocab_size"]
+    if tie != "untied":
+        fields += ["embedding_size", "max_position_embeddings", "type_vocab_size", "pad_token_id"]
+    if tie == "all":
+        fields += ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
+    for field in fields:
+        ours, theirs = getattr(generator, field), getattr(discriminator, field)
+        if ours != theirs:
+            raise ValueError(f"tie={tie!r} needs one {field}; the generator has {ours}, the discriminator {theirs}")
