@@ -1,0 +1,1 @@
+"""Pretraining: `config` (settings, recipes), `train` (the loop), its optimizer, checkpoints, evaluation and metrics."""

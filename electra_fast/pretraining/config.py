@@ -1,0 +1,317 @@
+"""What a pretraining run is made of: nested dataclasses, read from YAML and overridden from the command line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A setting the user can mend; the message says which and how."""
+
+
+def _check(condition: bool, key: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} must be {expected}; got {value!r}")
+
+
+@dataclass
+class TowerConfig:
+    """The generator's size; depth and everything not named here are shared with the discriminator's settings.
+
+    Args:
+        hidden_size: width of the hidden states.
+        num_hidden_layers: transformer layers.
+        num_attention_heads: heads of each layer; they divide hidden_size.
+        intermediate_size: width of the feed-forward network.
+    """
+
+    hidden_size: int = 64
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 1
+    intermediate_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _check(
+            self.hidden_size % self.num_attention_heads == 0,
+            "hidden_size",
+            self.hidden_size,
+            f"a multiple of num_attention_heads ({self.num_attention_heads})",
+        )
+
+
+@dataclass
+class ModelConfig:
+    """The two towers. The vocabulary is the tokenizer's.
+
+    Args:
+        embedding_size: width of the embeddings of both towers; a projection follows where it is not hidden_size.
+        hidden_size: width of the discriminator's hidden states.
+        num_hidden_layers: the discriminator's layers.
+        num_attention_heads: heads of each layer; they divide hidden_size.
+        intermediate_size: width of the discriminator's feed-forward network.
+        generator: the generator's size.
+        max_position_embeddings: longest sequence the position table holds.
+        hidden_dropout_prob: dropout of embeddings and layers.
+        attention_probs_dropout_prob: dropout of the attention probabilities.
+        initializer_range: deviation of the truncated normal that initialises matrices.
+        glorot: Glorot-uniform embedding projection and RTD output layer, as in the original; false: truncated normal.
+        tie: embeddings "shared" between the towers, "untied", or "all" (the whole encoder).
+    """
+
+    embedding_size: int = 128
+    hidden_size: int = 256
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 4
+    intermediate_size: int = 1024
+    generator: TowerConfig = field(default_factory=TowerConfig)
+    max_position_embeddings: int = 512
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    glorot: bool = True
+    tie: str = "shared"
+
+    def __post_init__(self) -> None:
+        for name in (
+            "embedding_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+        ):
+            _check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        _check(
+            self.hidden_size % self.num_attention_heads == 0,
+            "model.hidden_size",
+            self.hidden_size,
+            f"a multiple of num_attention_heads ({self.num_attention_heads})",
+        )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            _check(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)")
+        _check(self.initializer_range > 0, "model.initializer_range", self.initializer_range, "positive")
+        _check(self.tie in ("shared", "untied", "all"), "model.tie", self.tie, "shared, untied or all")
+
+
+@dataclass
+class ObjectiveConfig:
+    """Replaced-token detection.
+
+    Args:
+        mask_prob: share of a sequence's tokens that are predicted by the generator and resampled.
+        replace_prob: share of those that become [MASK] for the generator; the others keep their token.
+        max_per_sequence: at most this many a sequence; null: int((mask_prob + 0.005) * data.max_length).
+        temperature: divides the generator's logits when it samples.
+        disallow_correct: the generator never samples the true token.
+        generator_weight: of the generator's loss in the sum.
+        discriminator_weight: of the discriminator's loss in the sum.
+    """
+
+    mask_prob: float = 0.15
+    replace_prob: float = 0.85
+    max_per_sequence: int | None = None
+    temperature: float = 1.0
+    disallow_correct: bool = False
+    generator_weight: float = 1.0
+    discriminator_weight: float = 50.0
+
+    def __post_init__(self) -> None:
+        _check(0 < self.mask_prob < 1, "objective.mask_prob", self.mask_prob, "between 0 and 1")
+        _check(0 <= self.replace_prob <= 1, "objective.replace_prob", self.replace_prob, "in [0, 1]")
+        most = self.max_per_sequence
+        _check(most is None or most >= 1, "objective.max_per_sequence", most, "at least 1, or null")
+        _check(self.temperature > 0, "objective.temperature", self.temperature, "positive")
+
+
+@dataclass
+class DataConfig:
+    """Prepared corpora (`electra-fast prepare`) and how they are cut into batches.
+
+    Args:
+        train: folder of the corpus to learn from.
+        valid: folder of a corpus for held-out metrics, prepared with the same tokenizer; null: none.
+        max_length: tokens a sequence, [CLS] and [SEP] included.
+        batch_size: sequences a step.
+    """
+
+    train: str = ""
+    valid: str | None = None
+    max_length: int = 128
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        _check(3 <= self.max_length <= 8192, "data.max_length", self.max_length, "between 3 and 8192")
+        _check(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1")
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam with decoupled weight decay and the paper's schedule: lr * (1 - t / steps) * min(1, t / warmup_steps).
+
+    Args:
+        lr: peak learning rate.
+        warmup_steps: steps over which the rate rises from 0.
+        decay_in_warmup: the linear decay runs from step 0, as in the original; false: it starts after the warm-up.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: of all parameters but biases and LayerNorm.
+        bias_correction: Adam's; the original has none.
+        clip_norm: largest norm of the gradient of both towers together.
+    """
+
+    lr: float = 5e-4
+    warmup_steps: int = 10_000
+    decay_in_warmup: bool = True
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    bias_correction: bool = False
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0, "optimizer.lr", self.lr, "positive")
+        _check(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        for name in ("beta1", "beta2"):
+            _check(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "in [0, 1)")
+        _check(self.eps > 0, "optimizer.eps", self.eps, "positive")
+        _check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        _check(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "positive")
+
+
+@dataclass
+class TrainingConfig:
+    """The run.
+
+    Args:
+        steps: optimizer updates.
+        seed: of weights, data order, masks, samples and dropout.
+        device: cpu, cuda, or auto: the GPU where there is one.
+        log_every: steps between lines of metrics.jsonl.
+        eval_every: steps between evaluations on data.valid; 0: only at the end.
+        eval_batches: batches of data.valid in each of them.
+        save_every: steps between checkpoints; 0: only at the end and when interrupted.
+        keep_checkpoints: how many of the newest to keep.
+    """
+
+    steps: int = 1_000_000
+    seed: int = 0
+    device: str = "auto"
+    log_every: int = 100
+    eval_every: int = 10_000
+    eval_batches: int = 64
+    save_every: int = 10_000
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "eval_batches", "keep_checkpoints"):
+            _check(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        for name in ("eval_every", "save_every"):
+            _check(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "0 or more")
+        _check(0 <= self.seed < 2**63, "training.seed", self.seed, "between 0 and 2**63 - 1")
+        _check(
+            self.device == "auto" or self.device.split(":")[0] in ("cpu", "cuda"),
+            "training.device",
+            self.device,
+            "auto, cpu or cuda",
+        )
+
+
+@dataclass
+class PretrainConfig:
+    """A pretraining run.
+
+    Args:
+        model: the two towers.
+        objective: replaced-token detection.
+        data: corpora and batches.
+        optimizer: optimizer and learning-rate schedule.
+        training: steps, seed, device, how often to log, evaluate and save.
+        output: folder of the run: checkpoints, metrics, and at the end `discriminator` and `generator`.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    output: str = "runs/pretrain"
+
+    def __post_init__(self) -> None:
+        _check(
+            self.data.max_length <= self.model.max_position_embeddings,
+            "data.max_length",
+            self.data.max_length,
+            f"at most model.max_position_embeddings ({self.model.max_position_embeddings})",
+        )
+
+    @property
+    def max_per_sequence(self) -> int:
+        """Most masked tokens in one sequence."""
+        if self.objective.max_per_sequence is not None:
+            return self.objective.max_per_sequence
+        return max(1, int((self.objective.mask_prob + 0.005) * self.data.max_length))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(asdict(self), sort_keys=False)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package, e.g. "small"."""
+    return sorted(
+        path.name.removesuffix(".yaml")
+        for path in files("electra_fast.recipes").iterdir()
+        if path.name.endswith(".yaml")
+    )
+
+
+def recipe_path(name: str) -> Path:
+    """The YAML file of a recipe: the path `name` itself where there is such a file, else the package's recipe `name`.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = Path(str(files("electra_fast.recipes") / f"{name}.yaml"))
+    if "/" not in name and shipped.is_file():
+        return shipped
+    raise ConfigError(f"no config file {name!r}, and no recipe of that name; recipes: {', '.join(recipe_names())}")
+
+
+def load_config(name: str | Path, **overrides: Any) -> PretrainConfig:
+    """Read a recipe or YAML file; `overrides` are dotted keys, e.g. `**{"training.steps": 10}`.
+
+    Raises:
+        ConfigError: a key that does not exist or a value out of range.
+    """
+    tree = yaml.safe_load(recipe_path(str(name)).read_text(encoding="utf-8")) or {}
+    for key, value in overrides.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return _build(PretrainConfig, tree, "")
+
+
+def _build(cls: type, tree: dict[str, Any], prefix: str) -> Any:
+    known = {f.name: f for f in fields(cls)}
+    unknown = [prefix + key for key in tree if key not in known]
+    if unknown:
+        raise ConfigError(f"unknown config key {unknown[0]}; known here: {', '.join(prefix + name for name in known)}")
+    values = {}
+    for name, value in tree.items():
+        default = known[name].default_factory
+        nested = default() if callable(default) else None
+        values[name] = _build(type(nested), value or {}, f"{prefix}{name}.") if is_dataclass(nested) else value
+    return cls(**values)

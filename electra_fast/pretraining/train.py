@@ -1,0 +1,363 @@
+"""The pretraining loop, top to bottom.
+
+Everything random in step t, and the data it sees, come from (seed, t) alone, so a run that was interrupted and resumed
+computes the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from electra_fast.data.corpus import Corpus, CorpusMeta
+from electra_fast.data.loader import BatchLoader
+from electra_fast.data.tokenizer import load_tokenizer, save_tokenizer
+from electra_fast.models import ElectraConfig, ElectraForJointPreTraining, initialize_weights
+from electra_fast.ops.random import masking_seed, step_seed
+from electra_fast.ops.rtd_bce import auc
+from electra_fast.pretraining.checkpoint import list_checkpoints, load_checkpoint, read_state, save_checkpoint
+from electra_fast.pretraining.config import ConfigError, PretrainConfig
+from electra_fast.pretraining.evaluation import evaluate, unigram_log_probabilities
+from electra_fast.pretraining.metrics import MetricsLog, plot_curves
+from electra_fast.pretraining.optimizer import build_optimizer, learning_rate
+
+# What a run writes into its folder, and all that --overwrite deletes.
+RUN_CONTENT = (
+    "config.yaml",
+    "checkpoints",
+    "metrics.jsonl",
+    "curves.png",
+    "discriminator",
+    "generator",
+    "electra_fast.json",
+)
+# What may differ between a run and its resumption without changing what is learned until the checkpoint.
+_FREE_ON_RESUME = ("steps", "device", "log_every", "eval_every", "eval_batches", "save_every", "keep_checkpoints")
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss is no longer a number; the last checkpoint is intact."""
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """How a run ended."""
+
+    output: Path
+    step: int  # updates done
+    interrupted_by: str | None  # "SIGINT" or "SIGTERM"; None when all steps are done
+    metrics: dict[str, float] | None  # of the last evaluation of this call
+
+
+def build_model(config: PretrainConfig, corpus: CorpusMeta) -> ElectraForJointPreTraining:
+    """The joint model of a run, freshly initialised from torch's default generator; vocabulary and special tokens are
+    those of the corpus."""
+    model, objective = config.model, config.objective
+    shared = {
+        "vocab_size": corpus.vocab_size,
+        "embedding_size": model.embedding_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "hidden_dropout_prob": model.hidden_dropout_prob,
+        "attention_probs_dropout_prob": model.attention_probs_dropout_prob,
+        "initializer_range": model.initializer_range,
+        "pad_token_id": corpus.pad_token_id,
+    }
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    joint = ElectraForJointPreTraining(
+        ElectraConfig(**shared, **{name: getattr(model.generator, name) for name in sizes}),
+        ElectraConfig(**shared, **{name: getattr(model, name) for name in sizes}),
+        mask_token_id=corpus.mask_token_id,
+        never_mask_ids=(corpus.cls_token_id, corpus.sep_token_id, corpus.mask_token_id),
+        mask_prob=objective.mask_prob,
+        replace_prob=objective.replace_prob,
+        max_per_sequence=config.max_per_sequence,
+        temperature=objective.temperature,
+        disallow_correct=objective.disallow_correct,
+        generator_weight=objective.generator_weight,
+        discriminator_weight=objective.discriminator_weight,
+        tie=model.tie,
+    )
+    initialize_weights(joint, std=model.initializer_range, glorot=model.glorot)
+    return joint
+
+
+def pretrain(
+    config: PretrainConfig, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+) -> PretrainResult:
+    """Train generator and discriminator as `config` says and write the run to `config.output`.
+
+    The folder then holds `discriminator/` and `generator/` (checkpoints of transformers, with the tokenizer),
+    `electra_fast.json`, `metrics.jsonl`, `curves.png`, `config.yaml` and `checkpoints/`. Ctrl-C and SIGTERM finish the
+    step, save a checkpoint and return.
+
+    Args:
+        config: the run.
+        resume: go on from the newest checkpoint in `config.output`; start anew where there is none.
+        overwrite: delete a run that is in `config.output` already.
+        progress: show a progress bar (on a terminal) or lines.
+
+    Raises:
+        ConfigError: settings that don't fit the data, or an output folder that holds another run.
+        NonFiniteLoss: the loss became NaN or infinite.
+    """
+    output = Path(config.output)
+    train_corpus, valid_corpus = _open_corpora(config)
+    device = _device(config.training.device)
+    checkpoint = _prepare_output(output, config, resume=resume, overwrite=overwrite)
+
+    torch.manual_seed(config.training.seed)
+    model = build_model(config, train_corpus.meta)
+    model.to(device).train()
+    optimizer = build_optimizer(model, config.optimizer)
+    parameters = list(model.parameters())
+    corpus_hash = train_corpus.meta.content_hash()
+    start = 0
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint, model, optimizer)
+        if state["corpus"] != corpus_hash:
+            raise ConfigError(f"{config.data.train} is not the corpus that {checkpoint} was trained on")
+        start = state["step"]
+
+    shape = {"batch_size": config.data.batch_size, "max_length": config.data.max_length}
+    loader = BatchLoader(train_corpus, **shape, seed=config.training.seed)
+    valid_loader = BatchLoader(valid_corpus, **shape, seed=0, shuffle=False) if valid_corpus else None
+    unigram = unigram_log_probabilities(train_corpus, train_corpus.meta.vocab_size) if valid_corpus else None
+    log = MetricsLog(output / "metrics.jsonl", resume_step=start if checkpoint is not None else None)
+    steps, settings = config.training.steps, config.training
+    window = _Window(device)
+    metrics: dict[str, float] | None = None
+    saved_at = start if checkpoint is not None else None
+
+    bar = tqdm(total=steps, initial=start, unit="step", disable=None if progress else True, dynamic_ncols=True)
+    with _deferred_signals() as received, bar:
+        step = start
+        while step < steps and not received:
+            lr = learning_rate(step, steps, config.optimizer)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            batch = loader.batch(step).to(device)
+            seed = step_seed(settings.seed, step)
+            torch.manual_seed(seed)  # dropout
+            out = model(
+                batch.input_ids,
+                cu_seqlens=batch.cu_seqlens,
+                sequence_ids=batch.sequence_ids,
+                seed=seed,
+                mask_seed=masking_seed(settings.seed, batch.epoch),
+            )
+            optimizer.zero_grad()
+            out.loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
+            optimizer.step()
+            step += 1
+            window.add(out, norm, tokens=batch.input_ids.shape[0])
+            bar.update()
+
+            logs = step % settings.log_every == 0 or step == steps
+            saves = (settings.save_every and step % settings.save_every == 0) or step == steps
+            if (logs or saves) and not window.is_finite():
+                raise NonFiniteLoss(
+                    f"loss or gradient is not finite at step {step} or up to {window.steps - 1} before; "
+                    "lower optimizer.lr or raise optimizer.warmup_steps. The checkpoints are from before."
+                )
+            if logs:
+                row = window.read()
+                eta = (steps - step) * row["seconds"] / row["steps"]
+                log.write("train", step, _reported(row) | {"lr": lr, "eta_seconds": round(eta, 1)})
+                shown = {"gen": f"{row['generator_loss']:.3f}", "disc": f"{row['discriminator_loss']:.4f}"}
+                shown |= {"auc": f"{row['auc']:.3f}", "tok/s": f"{row['tokens_per_second']:,.0f}"}
+                bar.set_postfix(shown)
+                if progress and bar.disable:
+                    line = "  ".join(f"{name} {value}" for name, value in shown.items())
+                    print(f"step {step:,}/{steps:,}  {line}  ETA {tqdm.format_interval(eta)}", flush=True)
+            due = settings.eval_every and step % settings.eval_every == 0
+            if valid_loader and (due or step == steps):
+                pause = time.perf_counter()
+                metrics = evaluate(model, valid_loader, unigram, batches=settings.eval_batches, device=device)
+                log.write("eval", step, metrics)
+                window.skip(time.perf_counter() - pause)
+            if saves:
+                _save(output, step, model, optimizer, config, corpus_hash)
+                saved_at = step
+
+        if received and saved_at != step:
+            _save(output, step, model, optimizer, config, corpus_hash)
+
+    if step < steps:
+        return PretrainResult(output, step, received[0], metrics)
+    if metrics is None and valid_loader:  # resumed after the last step
+        metrics = evaluate(model, valid_loader, unigram, batches=settings.eval_batches, device=device)
+    model.save_pretrained(output)
+    tokenizer = load_tokenizer(train_corpus.tokenizer_folder)
+    for tower in ("discriminator", "generator"):
+        save_tokenizer(tokenizer, output / tower)
+    plot_curves(output / "metrics.jsonl", output / "curves.png")
+    return PretrainResult(output, step, None, metrics)
+
+
+class _Window:
+    """Sums since the last report, on the device: reading them is the loop's only wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._reset()
+
+    def _reset(self) -> None:
+        self.steps = self.tokens = 0
+        self.sums: list[torch.Tensor] | None = None
+        self.started = time.perf_counter()
+
+    def add(self, out: Any, norm: torch.Tensor, *, tokens: int) -> None:
+        weights = out.masked.weights
+        hits = (weights * (out.sampled_ids == out.masked.labels)).sum()
+        values = [out.generator_loss, out.discriminator_loss, norm, hits, weights.sum(), *out.rtd]
+        values = [value.detach().double() for value in values]
+        self.sums = values if self.sums is None else [a + b for a, b in zip(self.sums, values, strict=True)]
+        self.steps += 1
+        self.tokens += tokens
+
+    def skip(self, seconds: float) -> None:
+        """Leave time that was not training out of the speed."""
+        self.started += seconds
+
+    def is_finite(self) -> bool:
+        """Whether losses and gradient norms since the last report are all numbers."""
+        assert self.sums is not None
+        return bool(torch.isfinite(torch.stack(self.sums[:3])).all())
+
+    def read(self) -> dict[str, Any]:
+        assert self.sums is not None
+        generator, discriminator, norm, hits, masked, _, count, tp, fp, tn, fn, histogram = (t.cpu() for t in self.sums)
+        seconds = time.perf_counter() - self.started
+        row = {
+            "steps": self.steps,
+            "seconds": seconds,
+            "generator_loss": float(generator) / self.steps,
+            "discriminator_loss": float(discriminator) / self.steps,
+            "gradient_norm": float(norm) / self.steps,
+            "sampled_accuracy": float(hits / masked.clamp(min=1)),
+            "accuracy": float((tp + tn) / count.clamp(min=1)),
+            "precision": float(tp / (tp + fp).clamp(min=1)),
+            "recall": float(tp / (tp + fn).clamp(min=1)),
+            "auc": float(auc(histogram)),
+            "tokens_per_second": self.tokens / max(seconds, 1e-9),
+        }
+        self._reset()
+        return row
+
+
+def _reported(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("steps", "seconds")}
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[list[str]]:
+    """Within the block ctrl-C and SIGTERM are noted in the list instead of raised; a second ctrl-C stops at once."""
+    received: list[str] = []
+
+    def note(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, where no handler can be set: signals go to whoever runs us
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"training.device is {name}, but this PyTorch sees no CUDA GPU: use cpu or auto")
+    return torch.device(name)
+
+
+def _open_corpora(config: PretrainConfig) -> tuple[Corpus, Corpus | None]:
+    if not config.data.train:
+        raise ConfigError(
+            "data.train is not set: give the folder that `electra-fast prepare` wrote (--data.train FOLDER)"
+        )
+    train = Corpus.open(config.data.train)
+    if config.data.valid is None:
+        return train, None
+    valid = Corpus.open(config.data.valid)
+    if valid.meta.tokenizer_sha256 != train.meta.tokenizer_sha256:
+        raise ConfigError(
+            f"{config.data.valid} was prepared with another tokenizer than {config.data.train}: prepare it again with "
+            f"--tokenizer {train.tokenizer_folder}"
+        )
+    return train, valid
+
+
+def _prepare_output(output: Path, config: PretrainConfig, *, resume: bool, overwrite: bool) -> Path | None:
+    """Make the run's folder ready; return the checkpoint to go on from, if any."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output {output} is a file: give a folder")
+    holds_run = [name for name in RUN_CONTENT if (output / name).exists()]
+    checkpoint = None
+    if holds_run and overwrite:
+        for path in (output / name for name in holds_run):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif holds_run and resume and "config.yaml" in holds_run:
+        _check_same_run(output / "config.yaml", config)
+        checkpoint = next(iter(reversed(list_checkpoints(output / "checkpoints"))), None)
+    elif holds_run:
+        raise ConfigError(
+            f"{output} holds a run already ({holds_run[0]}): --resume goes on with it, --overwrite deletes it"
+        )
+    if checkpoint is not None and read_state(checkpoint)["step"] > config.training.steps:
+        raise ConfigError(f"{checkpoint} is past training.steps ({config.training.steps}): raise it, or start anew")
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    return checkpoint
+
+
+def _check_same_run(settings: Path, config: PretrainConfig) -> None:
+    def learned(tree: dict[str, Any]) -> dict[str, Any]:
+        tree = copy.deepcopy(tree)
+        tree.pop("output")
+        for key in ("train", "valid"):
+            tree["data"].pop(key)
+        for key in _FREE_ON_RESUME:
+            tree["training"].pop(key)
+        return tree
+
+    before, now = learned(yaml.safe_load(settings.read_text(encoding="utf-8"))), learned(asdict(config))
+    for section, values in now.items():
+        for key, value in values.items():
+            if before[section].get(key) != value:
+                raise ConfigError(
+                    f"can't resume: {section}.{key} is {value!r} now and was {before[section].get(key)!r} in "
+                    f"{settings}; give the same settings, or another output"
+                )
+
+
+def _save(
+    output: Path,
+    step: int,
+    model: ElectraForJointPreTraining,
+    optimizer: torch.optim.Optimizer,
+    config: PretrainConfig,
+    corpus_hash: str,
+) -> None:
+    state = {"corpus": corpus_hash}
+    save_checkpoint(output / "checkpoints", step, model, optimizer, state, keep=config.training.keep_checkpoints)

@@ -1,0 +1,1 @@
+"""Pretraining recipes as YAML, found by name: `electra-fast pretrain --config small`."""
