@@ -6,6 +6,9 @@ import os
 import random
 from pathlib import Path
 
+# Threads that spin while they wait make tests on a shared machine ten times slower; read when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 

@@ -81,7 +81,7 @@ def prepare(
             total=sum(path.stat().st_size for path in paths),
             unit="B",
             unit_scale=True,
-            disable=not progress,
+            disable=None if progress else True,  # None: only where someone watches
         ) as bar,
     ):
         bytes_read = 0

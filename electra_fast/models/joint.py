@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 
 from electra_fast.models.electra import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, ElectraModel
 from electra_fast.models.initialization import initialize_weights
+from electra_fast.models.progress import hidden_progress_bars
 from electra_fast.ops.generator_head import linear_cross_entropy_sample, linear_cross_entropy_sample_with_argmax
 from electra_fast.ops.masking_sampling import MaskedTokens, corrupt_tokens, mask_tokens
 from electra_fast.ops.random import as_seed, draw_seed, row_ids_for, splitmix64
@@ -290,8 +291,9 @@ class ElectraForJointPreTraining(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `folder/generator`, `folder/discriminator` (transformers loads both) and `folder/electra_fast.json`."""
         folder = Path(folder)
-        self.generator.save_pretrained(folder / "generator")
-        self.discriminator.save_pretrained(folder / "discriminator")
+        with hidden_progress_bars():
+            self.generator.save_pretrained(folder / "generator")
+            self.discriminator.save_pretrained(folder / "discriminator")
         options = {"format_version": FORMAT_VERSION, **{name: getattr(self, name) for name in OPTIONS}}
         (folder / "electra_fast.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
 
@@ -309,8 +311,9 @@ class ElectraForJointPreTraining(nn.Module):
             raise ValueError(
                 f"{folder} has format version {version}; this electra-fast reads up to {FORMAT_VERSION}: upgrade it"
             )
-        generator = ElectraForMaskedLM.from_pretrained(folder / "generator")
-        discriminator = ElectraForPreTraining.from_pretrained(folder / "discriminator")
+        with hidden_progress_bars():
+            generator = ElectraForMaskedLM.from_pretrained(folder / "generator")
+            discriminator = ElectraForPreTraining.from_pretrained(folder / "discriminator")
         model = cls(generator.config, discriminator.config, **options)
         model.generator.load_state_dict(generator.state_dict())
         model.discriminator.load_state_dict(discriminator.state_dict())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+import math
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ import yaml
 
 class ConfigError(ValueError):
     """A setting the user can mend; the message says which and how."""
+
+
+def _is_positive(value: float) -> bool:
+    return 0 < value < math.inf
 
 
 def _check(condition: bool, key: str, value: Any, expected: str) -> None:
@@ -37,10 +42,10 @@ class TowerConfig:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            _check(getattr(self, name) >= 1, f"model.generator.{name}", getattr(self, name), "at least 1")
         _check(
             self.hidden_size % self.num_attention_heads == 0,
-            "hidden_size",
+            "model.generator.hidden_size",
             self.hidden_size,
             f"a multiple of num_attention_heads ({self.num_attention_heads})",
         )
@@ -96,7 +101,7 @@ class ModelConfig:
         )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             _check(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)")
-        _check(self.initializer_range > 0, "model.initializer_range", self.initializer_range, "positive")
+        _check(_is_positive(self.initializer_range), "model.initializer_range", self.initializer_range, "positive")
         _check(self.tie in ("shared", "untied", "all"), "model.tie", self.tie, "shared, untied or all")
 
 
@@ -123,11 +128,13 @@ class ObjectiveConfig:
     discriminator_weight: float = 50.0
 
     def __post_init__(self) -> None:
+        for name in ("generator_weight", "discriminator_weight"):
+            _check(0 <= getattr(self, name) < math.inf, f"objective.{name}", getattr(self, name), "0 or more")
         _check(0 < self.mask_prob < 1, "objective.mask_prob", self.mask_prob, "between 0 and 1")
         _check(0 <= self.replace_prob <= 1, "objective.replace_prob", self.replace_prob, "in [0, 1]")
         most = self.max_per_sequence
         _check(most is None or most >= 1, "objective.max_per_sequence", most, "at least 1, or null")
-        _check(self.temperature > 0, "objective.temperature", self.temperature, "positive")
+        _check(_is_positive(self.temperature), "objective.temperature", self.temperature, "positive")
 
 
 @dataclass
@@ -178,13 +185,13 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.lr > 0, "optimizer.lr", self.lr, "positive")
+        _check(_is_positive(self.lr), "optimizer.lr", self.lr, "positive")
         _check(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
         for name in ("beta1", "beta2"):
             _check(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "in [0, 1)")
-        _check(self.eps > 0, "optimizer.eps", self.eps, "positive")
-        _check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
-        _check(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "positive")
+        _check(_is_positive(self.eps), "optimizer.eps", self.eps, "positive")
+        _check(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        _check(_is_positive(self.clip_norm), "optimizer.clip_norm", self.clip_norm, "positive")
 
 
 @dataclass
@@ -286,32 +293,3 @@ def recipe_path(name: str) -> Path:
     if "/" not in name and shipped.is_file():
         return shipped
     raise ConfigError(f"no config file {name!r}, and no recipe of that name; recipes: {', '.join(recipe_names())}")
-
-
-def load_config(name: str | Path, **overrides: Any) -> PretrainConfig:
-    """Read a recipe or YAML file; `overrides` are dotted keys, e.g. `**{"training.steps": 10}`.
-
-    Raises:
-        ConfigError: a key that does not exist or a value out of range.
-    """
-    tree = yaml.safe_load(recipe_path(str(name)).read_text(encoding="utf-8")) or {}
-    for key, value in overrides.items():
-        *parents, leaf = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return _build(PretrainConfig, tree, "")
-
-
-def _build(cls: type, tree: dict[str, Any], prefix: str) -> Any:
-    known = {f.name: f for f in fields(cls)}
-    unknown = [prefix + key for key in tree if key not in known]
-    if unknown:
-        raise ConfigError(f"unknown config key {unknown[0]}; known here: {', '.join(prefix + name for name in known)}")
-    values = {}
-    for name, value in tree.items():
-        default = known[name].default_factory
-        nested = default() if callable(default) else None
-        values[name] = _build(type(nested), value or {}, f"{prefix}{name}.") if is_dataclass(nested) else value
-    return cls(**values)

@@ -10,7 +10,8 @@ import pytest
 
 from electra_fast.data.prepare import prepare
 from electra_fast.data.tokenizer import train_wordpiece
-from electra_fast.pretraining.config import PretrainConfig, load_config
+from electra_fast.pretraining.config import PretrainConfig
+from electra_fast.pretraining.config_file import read_config
 
 SUBJECTS = ["the cat", "a dog", "my friend", "the old king", "every child", "some bird", "our teacher"]
 VERBS = ["eats", "sees", "likes", "finds", "wants", "draws", "hears"]
@@ -65,6 +66,6 @@ def quick_config(corpus: Path):
             "training.save_every": 5,
             "output": str(output),
         }
-        return load_config("tiny", **(settings | overrides))
+        return read_config("tiny", settings | overrides)
 
     return make

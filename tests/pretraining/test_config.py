@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from electra_fast.pretraining.config import ConfigError, load_config, recipe_names, recipe_path
+from electra_fast.pretraining.config import ConfigError, recipe_names, recipe_path
+from electra_fast.pretraining.config_file import read_config
 
 # ELECTRA paper, table 6 (small, base, large); google-research/electra README (small++: the released "small").
 PAPER = {
@@ -24,7 +25,7 @@ def test_recipes_are_found_by_name():
 
 @pytest.mark.parametrize("name", PAPER)
 def test_recipes_hold_the_papers_numbers(name):
-    config = load_config(name)
+    config = read_config(name)
     model, generator = config.model, config.model.generator
     assert (
         model.num_hidden_layers,
@@ -51,11 +52,11 @@ def test_recipes_hold_the_papers_numbers(name):
 
 
 def test_overrides_and_a_round_trip_through_yaml(tmp_path):
-    config = load_config("small", **{"training.steps": 7, "model.generator.hidden_size": 32, "output": "x y"})
+    config = read_config("small", {"training.steps": 7, "model.generator.hidden_size": 32, "output": "x y"})
     assert (config.training.steps, config.model.generator.hidden_size, config.output) == (7, 32, "x y")
     path = tmp_path / "mine.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
-    assert load_config(path) == config
+    assert read_config(path) == config
     assert yaml.safe_load(path.read_text())["optimizer"]["lr"] == 5e-4
 
 
@@ -75,4 +76,4 @@ def test_overrides_and_a_round_trip_through_yaml(tmp_path):
 )
 def test_bad_settings_are_refused(key, value, message):
     with pytest.raises(ConfigError, match=message):
-        load_config("small", **{key: value})
+        read_config("small", {key: value})

@@ -1,0 +1,101 @@
+"""The argument parser of the command line: jsonargparse with help one can read and errors in plain words."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+import jsonargparse
+
+_TYPE_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+_METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", int | None: "INT", float | None: "FLOAT", str | None: "TEXT"}
+
+
+class UsageError(ValueError):
+    """A mistake on the command line or in a config; the message says what was expected."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known name most like `name`, else the empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+class ArgumentParser(jsonargparse.ArgumentParser):
+    """Options are spelled in full, as in a config file, with `_`; errors raise `UsageError` and print nothing.
+
+    Args:
+        examples: command lines shown at the end of the help.
+        kwargs: of `jsonargparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        epilog = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {line}" for line in examples)])
+        kwargs.setdefault("epilog", epilog if examples else None)
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, exit_on_error=False, **kwargs)
+        self._positionals.title = "arguments"
+
+    def add_config(self, config: type) -> None:
+        """Add an option `--section.key` for each field of a dataclass and of the dataclasses in it."""
+        self.add_class_arguments(config)
+        for action in self._actions:
+            if action.dest in self.groups:  # `--section FILE`, in which a section stands in a file of its own
+                action.help = argparse.SUPPRESS
+        for name, group in self.groups.items():
+            group.title = "the run" if name == config.__name__ else f"{name}: {group.title}"
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        shown = {a.dest: a.option_strings[-1] if a.option_strings else a.metavar for a in self._actions}
+        raise UsageError(_plain_words(message, shown)) from ex
+
+
+def underscored(arguments: Iterable[str]) -> list[str]:
+    """Spell option names with `_` where they were given with `-`; what follows `--` stays as it is."""
+    result = list(arguments)
+    for index, argument in enumerate(result):
+        if argument == "--":
+            break
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            result[index] = f"--{name.replace('-', '_')}{equals}{value}"
+    return result
+
+
+def _plain_words(message: str, shown: dict[str, str]) -> str:
+    """jsonargparse's messages in a user's terms; one not known here is passed on. `shown` maps keys to option names."""
+    if match := re.match(r"the following arguments are required: (.+)", message):
+        return f"missing: {', '.join(shown.get(key, key) for key in match[1].split(', '))}"
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        unknown = match[1].partition("=")[0]
+        if unknown.startswith("-"):
+            return f"unknown option {unknown}{nearest(unknown, shown.values())}"
+        return f"unexpected argument {unknown!r}"
+    key = re.match(r'Parser key "(.+?)":', message)
+    kinds = re.findall(r"Expected an? <class '(\w+)'>", message)
+    value = re.search(r"(?:Got value|Given value): (.*)", message, re.DOTALL)
+    if key and kinds and value:
+        expected = " or ".join(_TYPE_WORDS.get(kind, kind) for kind in kinds)
+        return f"{key[1]} must be {expected}; got {value[1].strip()}"
+    return message
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """Types as metavars, defaults where there is one to tell, and lines of at most 100 characters."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 30, **kwargs})
+        self._width = min(self._width, 98)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return _METAVARS.get(getattr(action, "_typehint", None) or action.type, "VALUE")
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.nargs == 0 or action.default in (None, "", argparse.SUPPRESS) or not action.option_strings:
+            return text
+        return (
+            f"{text} (default: {str(action.default).lower() if isinstance(action.default, bool) else action.default})"
+        )

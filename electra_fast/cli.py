@@ -1,0 +1,354 @@
+"""The command `electra-fast`: each command's parser and what it calls.
+
+PyTorch and transformers are imported by the commands that compute, when they run: help and mistakes are quick.
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import electra_fast
+from electra_fast.arguments import ArgumentParser, UsageError, nearest, underscored
+
+PROG = "electra-fast"
+RUN_OPTIONS = ("config", "resume", "overwrite")
+
+
+class Command(NamedTuple):
+    """One command: its line in the list of commands, its parser, and what runs with (parsed, given) arguments."""
+
+    summary: str
+    parser: Callable[[], ArgumentParser]
+    run: Callable[[Any, list[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        argv: the arguments after the program's name; default: `sys.argv`.
+
+    Returns:
+        The exit code: 0; 2 for a user's mistake, told in one message on standard error; 130 after ctrl-C; 1 for a bug,
+        which shows its traceback.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _dispatch(arguments)
+    except SystemExit as end:  # --help
+        return int(end.code or 0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output, e.g. `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails to flush it at exit
+        return 128 + 13  # SIGPIPE, which Windows does not name
+    except Exception as error:
+        if message := users_mistake(error):
+            print(f"error: {message}", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        print(
+            f"This is a bug in electra-fast {electra_fast.__version__}: please report it with the lines above.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def users_mistake(error: Exception) -> str | None:
+    """The message for a user where `error` is about input, files or settings; None where it is a bug.
+
+    The package raises ValueError, TypeError and RuntimeError on purpose for users' mistakes only, so these count when a
+    `raise` of this package made them; the same errors out of a library or an expression are bugs.
+    """
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    if isinstance(error, (ValueError, TypeError, RuntimeError)) and _raised_here(error.__traceback__):
+        return str(error)
+    return None
+
+
+def _raised_here(trace: TracebackType | None) -> bool:
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    ours = Path(code.co_filename).is_relative_to(Path(__file__).parent)
+    return ours and dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        if _main_parser().parse_args(arguments or ["--help"]).version:
+            print(f"{PROG} {electra_fast.__version__}")
+            return 0
+        raise UsageError(f"name a command: {', '.join(COMMANDS)}")
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command {name!r}{nearest(name, COMMANDS)}\nCommands: {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    parser = command.parser()
+    try:
+        parsed = parser.parse_args(underscored(rest), defaults=name != "pretrain")
+    except UsageError as error:
+        raise UsageError(f"{error}\nOptions: {PROG} {name} --help") from error
+    return command.run(parsed, rest)
+
+
+def _main_parser() -> ArgumentParser:
+    width = max(map(len, COMMANDS)) + 4
+    parser = ArgumentParser(
+        prog=PROG,
+        usage=f"{PROG} COMMAND [ARGUMENTS]",
+        description="Pretrain, inspect and run ELECTRA encoders.\n\ncommands:\n"
+        + "\n".join(f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()),
+        epilog=f"Start with: {PROG} demo\nAbout a command: {PROG} COMMAND --help",
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    return parser
+
+
+def _parser(name: str, usage: str, *examples: str, more: str = "") -> ArgumentParser:
+    summary = COMMANDS[name].summary
+    return ArgumentParser(
+        prog=f"{PROG} {name}",
+        usage=f"{PROG} {name} {usage}",
+        description=f"{summary}.{more}",
+        examples=[f"{PROG} {name} {example}".rstrip() for example in examples],
+    )
+
+
+# demo
+
+
+def _demo_parser() -> ArgumentParser:
+    parser = _parser(
+        "demo",
+        "[--output DIR] [--seed INT] [--steps INT] [--overwrite]",
+        "",
+        "--output runs/seed1 --seed 1",
+        more="\n\nThe text is the documentation that Python, PyTorch and transformers bring along; nothing is\n"
+        "downloaded. Takes a few minutes on two CPU cores. Run again, it goes on where it stopped.",
+    )
+    parser.add_argument("--output", type=str, default="runs/demo", metavar="DIR", help="folder of the demo")
+    parser.add_argument("--seed", type=int, default=0, help="of the training run")
+    parser.add_argument("--steps", type=int | None, default=None, help="training steps, if not the recipe's")
+    parser.add_argument("--overwrite", action="store_true", help="train anew where the folder holds a run")
+    return parser
+
+
+def _demo(args: Any, _: list[str]) -> int:
+    from electra_fast.demo import run_demo
+
+    return run_demo(Path(args.output), seed=args.seed, steps=args.steps, overwrite=args.overwrite)
+
+
+# info
+
+
+def _info_parser() -> ArgumentParser:
+    parser = _parser("info", "[--json]", "")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    return parser
+
+
+def _info(args: Any, _: list[str]) -> int:
+    from electra_fast.info import collect, render
+
+    render(collect(), as_json=args.json)
+    return 0
+
+
+# tokenizer
+
+
+def _add_inputs(parser: ArgumentParser) -> None:
+    parser.add_argument("inputs", type=str, nargs="+", metavar="INPUT", help="UTF-8 text or JSONL files")
+    parser.add_argument(
+        "--format",
+        type=str,
+        default="auto",
+        choices=["auto", "text", "jsonl"],
+        metavar="{auto,text,jsonl}",
+        help="text: a paragraph a line, an empty line between documents; jsonl: a document a line; "
+        "auto: by the file's name",
+    )
+    parser.add_argument("--text_field", type=str, default="text", help="the field of a JSONL line that holds its text")
+
+
+def _tokenizer_parser() -> ArgumentParser:
+    parser = _parser(
+        "tokenizer",
+        "INPUT... --output DIR [OPTIONS]",
+        "corpus.txt --output tokenizer",
+        "part1.jsonl part2.jsonl --output tokenizer --vocab_size 16000 --lowercase false",
+        more="\n\nThe folder loads with transformers' AutoTokenizer.",
+    )
+    _add_inputs(parser)
+    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="new folder of the tokenizer")
+    parser.add_argument("--vocab_size", type=int, default=30522, help="most entries, special tokens included")
+    parser.add_argument("--lowercase", type=bool, default=True, help="fold case and strip accents, as in BERT uncased")
+    parser.add_argument("--min_frequency", type=int, default=2, help="a piece occurs at least this often")
+    parser.add_argument("--max_length", type=int, default=512, help="model_max_length of the tokenizer")
+    parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer that is in the folder")
+    return parser
+
+
+def _tokenizer(args: Any, _: list[str]) -> int:
+    from electra_fast.data.tokenizer import train_wordpiece
+
+    output = Path(args.output)
+    existing = any(output.iterdir()) if output.is_dir() else output.exists()
+    if existing and not (args.overwrite and (output / "tokenizer.json").is_file()):
+        raise UsageError(f"{output} exists: choose another --output, or --overwrite to replace a tokenizer")
+    tokenizer = train_wordpiece(
+        args.inputs,
+        output,
+        vocab_size=args.vocab_size,
+        lowercase=args.lowercase,
+        min_frequency=args.min_frequency,
+        max_length=args.max_length,
+        format=args.format,
+        text_field=args.text_field,
+        show_progress=sys.stderr.isatty(),
+    )
+    print(f"{output}: a tokenizer of {len(tokenizer):,} entries")
+    print(f"Next: {PROG} prepare {shlex.join(args.inputs)} --tokenizer {shlex.quote(args.output)} --output corpus")
+    return 0
+
+
+# prepare
+
+
+def _prepare_parser() -> ArgumentParser:
+    parser = _parser(
+        "prepare",
+        "INPUT... --tokenizer PATH --output DIR [OPTIONS]",
+        "corpus.txt --tokenizer tokenizer --output corpus --workers 4",
+        "wiki.jsonl --text_field body --tokenizer bert-base-uncased.vocab.txt --output corpus",
+    )
+    _add_inputs(parser)
+    parser.add_argument(
+        "--tokenizer", type=str, required=True, metavar="PATH", help="a tokenizer's folder, or a BERT vocab.txt"
+    )
+    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="new folder of the corpus")
+    parser.add_argument("--workers", type=int, default=1, help="processes; the corpus is the same for any number")
+    parser.add_argument("--lowercase", type=bool, default=True, help="for a vocab.txt: it is of an uncased model")
+    parser.add_argument("--overwrite", action="store_true", help="replace a corpus that is in the folder")
+    return parser
+
+
+def _prepare(args: Any, _: list[str]) -> int:
+    from electra_fast.data.prepare import prepare
+
+    meta = prepare(
+        args.inputs,
+        args.tokenizer,
+        args.output,
+        workers=args.workers,
+        format=args.format,
+        text_field=args.text_field,
+        lowercase=args.lowercase,
+        overwrite=args.overwrite,
+    )
+    print(f"{args.output}: {meta.documents:,} documents, {meta.tokens:,} tokens")
+    print(f"Next: {PROG} pretrain --config small --data.train {shlex.quote(args.output)} --output runs/small")
+    return 0
+
+
+# pretrain
+
+
+def _pretrain_parser() -> ArgumentParser:
+    from electra_fast.pretraining.config import PretrainConfig, recipe_names
+
+    recipes = ", ".join(recipe_names())
+    parser = _parser(
+        "pretrain",
+        "--config FILE|RECIPE [--SECTION.KEY VALUE ...] [--output DIR] [--resume | --overwrite]",
+        "--config small --data.train corpus --output runs/small",
+        "--config my.yaml --optimizer.lr 3e-4 --training.steps 20000",
+        "--config small --data.train corpus --output runs/small --resume",
+        more=f"\n\nRecipes: {recipes}. A config file is YAML with the keys below; options given here come before it,\n"
+        "and it before the defaults. Ctrl-C and SIGTERM save a checkpoint and stop.",
+    )
+    parser.add_argument("--config", type=str, metavar="FILE", help="a config file, or the name of a recipe")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run that is in the output folder")
+    parser.add_config(PretrainConfig)
+    return parser
+
+
+def _pretrain(args: Any, given: list[str]) -> int:
+    from electra_fast.pretraining.config import recipe_names
+    from electra_fast.pretraining.config_file import read_config
+
+    settings = {key: value for key, value in args.items() if key not in RUN_OPTIONS}
+    if "config" not in args:
+        raise UsageError(f"--config is missing: give a YAML file or a recipe ({', '.join(recipe_names())})")
+    resume, overwrite = "resume" in args, "overwrite" in args
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite deletes it: give one of them")
+    config = read_config(args.config, settings)
+
+    from electra_fast.pretraining.train import pretrain
+
+    result = pretrain(config, resume=resume, overwrite=overwrite)
+    if result.interrupted_by:
+        again = shlex.join(
+            [PROG, "pretrain", *(word for word in given if word not in ("--resume", "--overwrite")), "--resume"]
+        )
+        print(
+            f"Stopped by {result.interrupted_by} after step {result.step:,}; saved in {result.output / 'checkpoints'}"
+        )
+        print(f"Go on with: {again}")
+        return 128 + signal.SIGINT if result.interrupted_by == "SIGINT" else 0
+    for name, value in (result.metrics or {}).items():
+        print(f"{name:<24} {value:.4f}")
+    print(f"Models: {result.output / 'discriminator'} and {result.output / 'generator'}")
+    print(f'Next: {PROG} inspect {shlex.quote(str(result.output))} "The cat sat on the because."')
+    return 0
+
+
+# inspect
+
+
+def _inspect_parser() -> ArgumentParser:
+    parser = _parser(
+        "inspect",
+        'MODEL "SENTENCE" ...',
+        'runs/demo "This function returns a list of because."',
+    )
+    parser.add_argument("model", type=str, metavar="MODEL", help="a discriminator's folder, or a run that holds one")
+    parser.add_argument("texts", type=str, nargs="+", metavar="SENTENCE", help="text to look at, in quotes")
+    return parser
+
+
+def _inspect(args: Any, _: list[str]) -> int:
+    from electra_fast.inspection import inspect_text, render
+
+    render(inspect_text(Path(args.model), args.texts))
+    return 0
+
+
+COMMANDS = {
+    "demo": Command("Train a small ELECTRA on text that is already here and look at it", _demo_parser, _demo),
+    "info": Command("Show versions, devices, and which backend each operator uses", _info_parser, _info),
+    "tokenizer": Command("Train a WordPiece tokenizer on text", _tokenizer_parser, _tokenizer),
+    "prepare": Command("Turn text into a tokenised corpus", _prepare_parser, _prepare),
+    "pretrain": Command("Pretrain an ELECTRA on a prepared corpus", _pretrain_parser, _pretrain),
+    "inspect": Command("Colour each token by the probability that it was replaced", _inspect_parser, _inspect),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
