@@ -9,8 +9,8 @@ from electra_fast.pretraining.config_file import read_config
 
 VOCAB_SIZE = 8192
 SENTENCES = (
-    "This function returns a list of strings.",
-    "This function returns a list of because.",
+    "Raises an error if the file does not exist.",
+    "Raises an error if the file does model exist.",
 )
 
 

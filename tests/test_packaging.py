@@ -26,7 +26,7 @@ import electra_fast
 heavy = sorted({"torch", "triton", "transformers", "numpy"} & set(sys.modules))
 from electra_fast.pretraining.config import recipe_names
 from electra_fast.pretraining.config_file import read_config
-layers = read_config("tiny").model.num_hidden_layers
+layers = read_config("small").model.num_hidden_layers
 import electra_fast.kernels
 kernel = importlib.util.find_spec("electra_fast.kernels.masking_sampling")
 from electra_fast.info import collect
@@ -93,7 +93,7 @@ def _look(python: Path | str, cwd: Path) -> dict:
     seen = json.loads(result.stdout)
     assert seen["heavy"] == []
     assert seen["recipes"] == ["base", "large", "small", "small++", "tiny"]
-    assert seen["layers"] == 3
+    assert seen["layers"] == 12
     return seen
 
 

@@ -7,6 +7,7 @@ computes the same bits as one that was not.
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import signal
 import time
@@ -129,15 +130,14 @@ def pretrain(
             raise ConfigError(f"{config.data.train} is not the corpus that {checkpoint} was trained on")
         start = state["step"]
 
-    shape = {"batch_size": config.data.batch_size, "max_length": config.data.max_length}
-    loader = BatchLoader(train_corpus, **shape, seed=config.training.seed)
-    valid_loader = BatchLoader(valid_corpus, **shape, seed=0, shuffle=False) if valid_corpus else None
-    unigram = unigram_log_probabilities(train_corpus, train_corpus.meta.vocab_size) if valid_corpus else None
+    loader = BatchLoader(
+        train_corpus, batch_size=config.data.batch_size, max_length=config.data.max_length, seed=config.training.seed
+    )
+    held_out = _HeldOut(config, train_corpus, valid_corpus, device) if valid_corpus else None
     log = MetricsLog(output / "metrics.jsonl", resume_step=start if checkpoint is not None else None)
     steps, settings = config.training.steps, config.training
-    window = _Window(device)
+    window = _Window()
     metrics: dict[str, float] | None = None
-    saved_at = start if checkpoint is not None else None
 
     bar = tqdm(total=steps, initial=start, unit="step", disable=None if progress else True, dynamic_ncols=True)
     with _deferred_signals() as received, bar:
@@ -165,7 +165,7 @@ def pretrain(
             bar.update()
 
             logs = step % settings.log_every == 0 or step == steps
-            saves = (settings.save_every and step % settings.save_every == 0) or step == steps
+            saves = (settings.save_every and step % settings.save_every == 0) or step == steps or received
             if (logs or saves) and not window.is_finite():
                 raise NonFiniteLoss(
                     f"loss or gradient is not finite at step {step} or up to {window.steps - 1} before; "
@@ -182,22 +182,18 @@ def pretrain(
                     line = "  ".join(f"{name} {value}" for name, value in shown.items())
                     print(f"step {step:,}/{steps:,}  {line}  ETA {tqdm.format_interval(eta)}", flush=True)
             due = settings.eval_every and step % settings.eval_every == 0
-            if valid_loader and (due or step == steps):
+            if held_out and (due or step == steps):
                 pause = time.perf_counter()
-                metrics = evaluate(model, valid_loader, unigram, batches=settings.eval_batches, device=device)
+                metrics = held_out.evaluate(model)
                 log.write("eval", step, metrics)
                 window.skip(time.perf_counter() - pause)
             if saves:
                 _save(output, step, model, optimizer, config, corpus_hash)
-                saved_at = step
-
-        if received and saved_at != step:
-            _save(output, step, model, optimizer, config, corpus_hash)
 
     if step < steps:
         return PretrainResult(output, step, received[0], metrics)
-    if metrics is None and valid_loader:  # resumed after the last step
-        metrics = evaluate(model, valid_loader, unigram, batches=settings.eval_batches, device=device)
+    if metrics is None and held_out:  # resumed after the last step
+        metrics = held_out.evaluate(model)
     model.save_pretrained(output)
     tokenizer = load_tokenizer(train_corpus.tokenizer_folder)
     for tower in ("discriminator", "generator"):
@@ -206,11 +202,24 @@ def pretrain(
     return PretrainResult(output, step, None, metrics)
 
 
+class _HeldOut:
+    """The held-out corpus, at most once through."""
+
+    def __init__(self, config: PretrainConfig, train: Corpus, valid: Corpus, device: torch.device) -> None:
+        data = config.data
+        self.loader = BatchLoader(valid, batch_size=data.batch_size, max_length=data.max_length, shuffle=False)
+        self.batches = min(config.training.eval_batches, math.ceil(self.loader.steps_per_epoch))
+        self.unigram = unigram_log_probabilities(train, train.meta.vocab_size)
+        self.device = device
+
+    def evaluate(self, model: ElectraForJointPreTraining) -> dict[str, float]:
+        return evaluate(model, self.loader, self.unigram, batches=self.batches, device=self.device)
+
+
 class _Window:
     """Sums since the last report, on the device: reading them is the loop's only wait."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
