@@ -46,12 +46,9 @@ def quick_config(corpus: Path):
             "model.num_hidden_layers": 2,
             "model.num_attention_heads": 2,
             "model.intermediate_size": 64,
-            "model.generator": {
-                "hidden_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 1,
-                "intermediate_size": 32,
-            },
+            "model.generator.hidden_size": 16,
+            "model.generator.num_hidden_layers": 1,
+            "model.generator.intermediate_size": 32,
             "model.hidden_dropout_prob": 0.1,
             "model.attention_probs_dropout_prob": 0.1,
             "data.train": str(corpus / "train"),
@@ -66,6 +63,6 @@ def quick_config(corpus: Path):
             "training.save_every": 5,
             "output": str(output),
         }
-        return read_config("tiny", settings | overrides)
+        return read_config("small", settings | overrides)
 
     return make
