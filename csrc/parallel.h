@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -68,8 +69,14 @@ void parallel_for(std::int64_t n, int threads, std::int64_t grain, const Functio
   }
   std::vector<std::thread> team;
   team.reserve(static_cast<std::size_t>(chunks - 1));
-  for (std::int64_t c = 1; c < chunks; ++c) team.emplace_back([&loop, c] { loop.run(c); });
+  std::int64_t started = 1;
+  try {
+    for (; started < chunks; ++started) team.emplace_back([&loop, c = started] { loop.run(c); });
+  } catch (const std::system_error&) {
+    // No more threads to be had: this one does what is left.
+  }
   loop.run(0);
+  for (std::int64_t c = started; c < chunks; ++c) loop.run(c);
   for (std::thread& thread : team) thread.join();
 }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import jsonargparse
 
@@ -22,6 +23,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known name most like `name`, else the empty string."""
     match = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {match[0]}?" if match else ""
+
+
+def shown(value: Any) -> str:
+    """A value as a message quotes it: one line of at most 80 characters."""
+    return reprlib.repr(value)[:80]
+
+
+def type_words(kind: Any) -> str:
+    """A scalar type or a union of them in a user's words, e.g. "a whole number or null"."""
+    return " or ".join(_TYPE_WORDS[part.__name__] for part in get_args(kind) or (kind,))
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):
@@ -78,8 +89,8 @@ def _plain_words(message: str, shown: dict[str, str]) -> str:
     value = re.search(r"(?:Got value|Given value): (.*)", message, re.DOTALL)
     if key and kinds and value:
         expected = " or ".join(_TYPE_WORDS.get(kind, kind) for kind in kinds)
-        return f"{key[1]} must be {expected}; got {value[1].strip()}"
-    return message
+        return f"{key[1]} must be {expected}; got {' '.join(value[1].split())[:80]}"
+    return " ".join(message.split())[:300]
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):

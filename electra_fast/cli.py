@@ -6,12 +6,16 @@ PyTorch and transformers are imported by the commands that compute, when they ru
 from __future__ import annotations
 
 import dis
+import errno
 import os
+import re
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -42,19 +46,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         which shows its traceback.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a pipe on Windows can't hold every file's name
     try:
-        return _dispatch(arguments)
-    except SystemExit as end:  # --help
-        return int(end.code or 0)
+        try:
+            with _plain_warnings():
+                code = _dispatch(arguments)
+        except SystemExit as end:  # --help
+            code = int(end.code or 0)
+        sys.stdout.flush()  # here, where its errors are still told in plain words
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output, e.g. `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails to flush it at exit
+        _drop_output()
         return 128 + 13  # SIGPIPE, which Windows does not name
     except Exception as error:
         if message := users_mistake(error):
             print(f"error: {message}", file=sys.stderr)
+            _drop_output()
             return 2
         traceback.print_exc()
         print(
@@ -65,16 +76,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def users_mistake(error: Exception) -> str | None:
-    """The message for a user where `error` is about input, files or settings; None where it is a bug.
+    """The message for a user where `error` is about input, files, settings or the machine; None where it is a bug.
 
     The package raises ValueError, TypeError and RuntimeError on purpose for users' mistakes only, so these count when a
     `raise` of this package made them; the same errors out of a library or an expression are bugs.
     """
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return _about_files(error.errno, error.filename, error.strerror or str(error))
     if isinstance(error, (ValueError, TypeError, RuntimeError)) and _raised_here(error.__traceback__):
         return str(error)
+    if match := _RUST_OS_ERROR.search(str(error)):  # safetensors and tokenizers wrap the system's errors
+        return _about_files(int(match[1]), match[2], os.strerror(int(match[1])))
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return "not enough memory: lower data.batch_size, data.max_length or the model's sizes, or end other programs"
     return None
+
+
+_RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)(?: at path \"(.*)\")?")
+_OUT_OF_MEMORY = re.compile(r"(?:CUDA|HIP) out of memory|DefaultCPUAllocator: (?:can't allocate|not enough) memory")
+_NO_SPACE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quota
+
+
+def _about_files(number: int | None, name: str | bytes | int | None, what: str) -> str:
+    advice = ": free some space, or choose a folder on another disk" if number in _NO_SPACE else ""
+    what = " ".join(what.split())[:300] + advice
+    return f"{os.fsdecode(name)}: {what}" if isinstance(name, (str, bytes)) else what
+
+
+def _drop_output() -> None:
+    """Output that can't be written goes nowhere: Python would fail at it again when it exits."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Within the block a warning is one line on standard error, without the place in the source that gave it."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _raised_here(trace: TracebackType | None) -> bool:
@@ -326,18 +372,35 @@ def _pretrain(args: Any, given: list[str]) -> int:
 def _inspect_parser() -> ArgumentParser:
     parser = _parser(
         "inspect",
-        'MODEL "SENTENCE" ...',
+        'MODEL ["SENTENCE" ... | --file FILE] [--html FILE] [--overwrite]',
         'runs/demo "This function returns a list of because."',
+        "runs/demo --file letter.txt --html letter.html",
+        more="\n\nTexts longer than the model takes are read in parts, cut between sentences or words.",
     )
     parser.add_argument("model", type=str, metavar="MODEL", help="a discriminator's folder, or a run that holds one")
-    parser.add_argument("texts", type=str, nargs="+", metavar="SENTENCE", help="text to look at, in quotes")
+    parser.add_argument("texts", type=str, nargs="*", metavar="SENTENCE", help="text to look at, in quotes")
+    parser.add_argument("--file", type=str, metavar="FILE", help="UTF-8 text to look at, a paragraph a line")
+    parser.add_argument("--html", type=str, metavar="FILE", help="write a page for the browser instead of printing")
+    parser.add_argument("--overwrite", action="store_true", help="replace the page if there is one")
     return parser
 
 
 def _inspect(args: Any, _: list[str]) -> int:
-    from electra_fast.inspection import inspect_text, render
+    from electra_fast.inspection import inspect_text, read_paragraphs, render
+    from electra_fast.inspection_html import check_target, write_html
 
-    render(inspect_text(Path(args.model), args.texts))
+    if bool(args.texts) == (args.file is not None):
+        raise UsageError("give what to look at: sentences in quotes after MODEL, or --file with a text file")
+    page = None if args.html is None else Path(args.html)
+    if page is not None:
+        check_target(page, overwrite=args.overwrite)
+    texts = args.texts if args.file is None else read_paragraphs(args.file)
+    inspected = inspect_text(Path(args.model), texts, show_progress=len(texts) > 1 and sys.stderr.isatty())
+    if page is None:
+        render(inspected)
+        return 0
+    write_html(inspected, page, model=Path(args.model).resolve().name, overwrite=args.overwrite)
+    print(f"{page}: a page of {len(inspected):,} {'text' if len(inspected) == 1 else 'texts'}; open it in a browser")
     return 0
 
 

@@ -14,9 +14,7 @@ SENTENCES = (
 )
 
 
-def run_demo(
-    output: Path, *, seed: int = 0, steps: int | None = None, resume: bool = True, overwrite: bool = False
-) -> int:
+def run_demo(output: Path, *, seed: int = 0, steps: int | None = None, overwrite: bool = False) -> int:
     """Collect text, train a tokenizer, prepare the corpus, pretrain `recipes/tiny.yaml`, and show what was learned.
 
     Everything lies under `output`; what an earlier call finished is not done again, and an interrupted run goes on.
@@ -25,7 +23,6 @@ def run_demo(
         output: folder of the demo.
         seed: of the training run; text and tokenizer are the same for all.
         steps: instead of the recipe's.
-        resume: go on with a run that is in `output`.
         overwrite: train anew where `output` holds a run.
 
     Returns:
@@ -48,8 +45,10 @@ def run_demo(
         _say(f"     {written.train_bytes / 1e6:.1f} MB in {written.train_documents:,} documents to learn from,")
         _say(f"     {written.valid_bytes / 1e6:.1f} MB in {written.valid_documents:,} documents held out: {text}")
     _say(f"2/4  Training a WordPiece tokenizer of {VOCAB_SIZE:,} entries: {tokenizer}")
-    if not (tokenizer / "tokenizer.json").exists():
-        train_wordpiece([text / "train.txt"], tokenizer, vocab_size=VOCAB_SIZE)
+    if not tokenizer.exists():
+        aside = output / ".tokenizer.partial"
+        train_wordpiece([text / "train.txt"], aside, vocab_size=VOCAB_SIZE)
+        aside.rename(tokenizer)
     _say(f"3/4  Preparing the corpus: {corpus}")
     for part in ("train", "valid"):
         if not (corpus / part).exists():
@@ -63,7 +62,7 @@ def run_demo(
     config = read_config("tiny", overrides)
     _say(f"4/4  Pretraining generator and discriminator, {config.training.steps:,} steps: {output}")
     started = time.perf_counter()
-    result = pretrain(config, resume=resume, overwrite=overwrite)
+    result = pretrain(config, resume=not overwrite, overwrite=overwrite)
     if result.interrupted_by:
         _say(f"Interrupted after step {result.step:,}; `electra-fast demo --output {output}` goes on from there.")
         return 130 if result.interrupted_by == "SIGINT" else 0
@@ -78,7 +77,8 @@ def run_demo(
     )
     _say(
         f"  discriminator  AUC {metrics['auc']:.3f} on the generator's replacements, "
-        f"{metrics['unigram_auc']:.3f} on random words (chance: 0.5)"
+        f"{metrics['unigram_auc']:.3f} on random words (chance: 0.5;\n"
+        f"                 {metrics['maskable_auc']:.3f} without [CLS] and [SEP], which are never replaced)"
     )
     _say("\nHow likely is it that each word was replaced?")
     render(inspect_text(output / "discriminator", SENTENCES))

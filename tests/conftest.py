@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 # Threads that spin while they wait make tests on a shared machine ten times slower; read when torch is first imported.
@@ -28,12 +29,16 @@ def rng_seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real text and tasks: $ELECTRA_FAST_DATA, else ../shared/data beside the checkout."""
-    folder = Path(os.environ.get("ELECTRA_FAST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"real data not found at {folder}; set ELECTRA_FAST_DATA to a folder that holds it")
-    return folder
+def shared_data() -> Callable[[str], Path]:
+    """Finds a file of real text or tasks by its path in $ELECTRA_FAST_DATA, else ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("ELECTRA_FAST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+    def find(name: str) -> Path:
+        if not (folder / name).exists():
+            pytest.skip(f"real data not found: {folder / name}; set ELECTRA_FAST_DATA to a folder that holds it")
+        return folder / name
+
+    return find
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,18 @@ from bisect import bisect_right
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from electra_fast.data.checksum import file_sha256, sealed, unsealed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 FORMAT = "electra-fast-corpus"
 VERSION = 1
+AGAIN = "prepare the corpus again"
 META_FILE = "meta.json"
 OFFSETS_FILE = "offsets.bin"
 OFFSET_DTYPE = np.dtype("<i8")
@@ -54,7 +61,8 @@ class CorpusMeta:
     version: int = VERSION
 
     def write(self, folder: Path) -> None:
-        (folder / META_FILE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        content = json.dumps(sealed(asdict(self)), indent=2, sort_keys=True)
+        (folder / META_FILE).write_text(content + "\n", encoding="utf-8")
 
     def content_hash(self) -> str:
         """One name for the tokens, the documents and the tokenizer, wherever the folder lies."""
@@ -63,7 +71,7 @@ class CorpusMeta:
 
     @classmethod
     def read(cls, folder: Path) -> CorpusMeta:
-        """Raises ValueError if the folder holds no corpus, or one of another format version."""
+        """Raises ValueError if the folder holds no corpus, one of another format version, or a damaged meta.json."""
         path = folder / META_FILE
         if not path.is_file():
             raise ValueError(
@@ -71,15 +79,20 @@ class CorpusMeta:
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {error}; {AGAIN}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"{path} does not describe a prepared corpus (no format {FORMAT!r})")
         if content.get("version") != VERSION:
-            raise ValueError(f"{path}: corpus version {content.get('version')}, but this release reads {VERSION}")
+            version = str(content.get("version"))[:20]
+            raise ValueError(f"{path}: corpus version {version}, but this release reads {VERSION}; {AGAIN}")
+        try:
+            content = unsealed(content)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}; {AGAIN}") from error
         names = {field.name for field in fields(cls)}
         if content.keys() != names:
-            raise ValueError(f"{path} is damaged: missing or unknown keys {sorted(content.keys() ^ names)}")
+            raise ValueError(f"{path} is damaged: missing or unknown keys {sorted(content.keys() ^ names)}; {AGAIN}")
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
         return cls(shards=shards, **content)
 
@@ -97,24 +110,20 @@ class Corpus:
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False) -> Corpus:
-        """Opens a corpus folder; checks every file's size, with `verify` every checksum too (reads all of it).
+        """Opens a corpus folder.
+
+        Checks meta.json and offsets.bin by their checksums and the shards by their sizes; with `verify` these by their
+        checksums too, which reads all of the corpus.
 
         Raises ValueError naming the file that is missing or damaged.
         """
         folder = Path(path)
         meta = CorpusMeta.read(folder)
-        if meta.dtype not in TOKEN_DTYPES:
-            raise ValueError(f"{folder / META_FILE} is damaged: dtype {meta.dtype!r}")
-        if sum(shard.tokens for shard in meta.shards) != meta.tokens:
-            raise ValueError(f"{folder / META_FILE} is damaged: the shards' tokens do not sum up to {meta.tokens}")
         itemsize = TOKEN_DTYPES[meta.dtype].itemsize
-        _check_file(folder / OFFSETS_FILE, (meta.documents + 1) * OFFSET_DTYPE.itemsize, meta.offsets_sha256, verify)
+        _check_file(folder / OFFSETS_FILE, (meta.documents + 1) * OFFSET_DTYPE.itemsize, meta.offsets_sha256)
         for shard in meta.shards:
-            _check_file(folder / shard.file, shard.tokens * itemsize, shard.sha256, verify)
-        corpus = cls(folder, meta)
-        if corpus.offsets[0] != 0 or corpus.offsets[-1] != meta.tokens:
-            raise ValueError(f"{folder / OFFSETS_FILE} is damaged: it does not run from 0 to {meta.tokens} tokens")
-        return corpus
+            _check_file(folder / shard.file, shard.tokens * itemsize, shard.sha256 if verify else None)
+        return cls(folder, meta)
 
     @property
     def num_documents(self) -> int:
@@ -127,6 +136,21 @@ class Corpus:
     @property
     def tokenizer_folder(self) -> Path:
         return self.folder / self.meta.tokenizer
+
+    def load_tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer the corpus was prepared with.
+
+        Raises ValueError if its files are missing, damaged, or of another tokenizer.
+        """
+        from electra_fast.data.tokenizer import load_tokenizer, tokenizer_hash
+
+        tokenizer = load_tokenizer(self.tokenizer_folder)
+        ids = (tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id)
+        meta = self.meta
+        expected = (meta.pad_token_id, meta.cls_token_id, meta.sep_token_id, meta.mask_token_id)
+        if tokenizer_hash(tokenizer) != meta.tokenizer_sha256 or ids != expected:
+            raise ValueError(f"{self.tokenizer_folder} is not the tokenizer that {self.folder} was made with; {AGAIN}")
+        return tokenizer
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start..stop of the whole corpus, [stop - start] in the corpus's dtype; a view where one shard has all.
@@ -150,15 +174,10 @@ class Corpus:
         return self.read(int(self.offsets[index]), int(self.offsets[index + 1]))
 
 
-def _check_file(path: Path, size: int, sha256: str, verify: bool) -> None:
+def _check_file(path: Path, size: int, sha256: str | None) -> None:
     if not path.is_file():
-        raise ValueError(f"{path} is missing; prepare the corpus again")
+        raise ValueError(f"{path} is missing; {AGAIN}")
     if path.stat().st_size != size:
-        raise ValueError(f"{path} is damaged: {path.stat().st_size} bytes, expected {size}; prepare the corpus again")
-    if verify:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if digest.hexdigest() != sha256:
-            raise ValueError(f"{path} is damaged: its sha256 is not the one in {META_FILE}; prepare the corpus again")
+        raise ValueError(f"{path} is damaged: {path.stat().st_size} bytes, expected {size}; {AGAIN}")
+    if sha256 is not None and file_sha256(path) != sha256:
+        raise ValueError(f"{path} is damaged: its sha256 is not the one in {META_FILE}; {AGAIN}")

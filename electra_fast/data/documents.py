@@ -16,7 +16,8 @@ def check_inputs(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
         raise ValueError("inputs is empty: name at least one text or JSONL file")
     for path in paths:
         if not path.is_file():
-            raise ValueError(f"input {path} is {'a folder, not a file' if path.is_dir() else 'not there'}")
+            wrong = "a folder: name the files in it" if path.is_dir() else f"not there, seen from {Path.cwd()}"
+            raise ValueError(f"input {path} is {wrong}")
     return paths
 
 
@@ -82,8 +83,8 @@ def _json_documents(path: Path, text_field: str, progress: Callable[[int], objec
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+        except (ValueError, RecursionError) as error:  # numbers of too many digits, too many brackets
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); each line is an object by itself") from error
         text = record.get(text_field) if isinstance(record, dict) else None
         if not isinstance(text, str):
             raise ValueError(

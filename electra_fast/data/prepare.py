@@ -101,7 +101,7 @@ def prepare(
                 writer.write(lengths, ids)
                 bar.set_postfix(documents=writer.documents, tokens=writer.tokens, refresh=False)
         if writer.tokens == 0:
-            raise ValueError(f"no document with a token in {', '.join(map(str, paths))}: nothing to prepare")
+            raise ValueError(f"no document with a token in {', '.join(map(str, paths))}: give files that hold text")
         save_tokenizer(tokenizer, partial / "tokenizer")
         meta = CorpusMeta(
             tokenizer_sha256=tokenizer_hash(tokenizer),
@@ -219,6 +219,8 @@ class _PartialFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is not None:
             shutil.rmtree(self.partial)
+            if isinstance(error, OSError) and error.filename is None:  # no space: say at least where
+                error.filename = str(self.output)
             return
         for path in (*self.partial.rglob("*"), self.partial):
             _fsync(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,8 +35,8 @@ def train_wordpiece(
     """Trains BERT's tokenizer (normaliser, pre-tokeniser, WordPiece) on `inputs` and saves it into the folder `output`.
 
     `AutoTokenizer.from_pretrained(output)` loads it, as does `load_tokenizer`. The special tokens are ids 0..4 in the
-    order [PAD] [UNK] [CLS] [SEP] [MASK]; then characters, continued characters ("##x"), and merged pieces in the order
-    they were learned, at most `vocab_size` in all (fewer if the text has fewer pieces that occur `min_frequency`
+    order `[PAD] [UNK] [CLS] [SEP] [MASK]`; then characters, continued characters ("##x"), and merged pieces in the
+    order they were learned, at most `vocab_size` in all (fewer if the text has fewer pieces that occur `min_frequency`
     times). Only the `limit_alphabet` most frequent characters are kept. The same text gives the same vocabulary.
     `format` and `text_field` as in `read_documents`; `max_length` becomes `model_max_length`.
 
@@ -52,7 +53,7 @@ def train_wordpiece(
     blank = BertTokenizer(do_lower_case=lowercase).backend_tokenizer
     alphabet = _alphabet(documents(), blank.normalizer.normalize_str, limit_alphabet)
     if not alphabet:
-        raise ValueError(f"no text to train on in {', '.join(map(str, paths))}")
+        raise ValueError(f"no text to train on in {', '.join(map(str, paths))}: every line is blank")
 
     # The trainer numbers "##x" in the order of a randomly seeded hash map, and numbers break its ties between pieces:
     # so learn first which of them occur, and give them to the real run as reserved tokens, in a fixed order.
@@ -117,7 +118,13 @@ def load_tokenizer(path: str | Path, *, lowercase: bool = True, max_length: int 
 
     path = Path(path)
     if path.is_dir():
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        except Exception as error:  # of a damaged file, transformers and tokenizers raise whatever comes
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(
+                f"tokenizer {path} can't be loaded, a file of it is missing or damaged: {reason}"
+            ) from error
     elif path.is_file() and path.suffix == ".txt":
         tokenizer = BertTokenizer(vocab=_read_vocab(path), do_lower_case=lowercase, model_max_length=max_length)
     else:
@@ -152,8 +159,23 @@ def _read_vocab(path: Path) -> dict[str, int]:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json; the same tokenizer gives the same bytes always."""
+    """Writes tokenizer.json and tokenizer_config.json; the same tokenizer gives the same bytes always.
+
+    Raises OSError, or what `tokenizers` raises instead, where they can't be written; `folder` is then as it was.
+    """
     folder = Path(folder)
+    aside = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        _write(tokenizer, aside)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in aside.iterdir():
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
     config_file = folder / "tokenizer_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))

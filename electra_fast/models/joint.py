@@ -73,6 +73,7 @@ class ElectraForJointPreTraining(nn.Module):
         tie: "shared" ties the embeddings (word, position, token type and their LayerNorm), "untied" nothing, "all" the
             whole encoder (towers of one size).
 
+    The look-up of the padding token gives its embedding no gradient, as in transformers; a tied output projection does.
     The original draws positions with replacement and averages the ids of tokens drawn twice; here they are distinct.
     """
 
@@ -156,6 +157,10 @@ class ElectraForJointPreTraining(nn.Module):
             ValueError: shapes that don't fit together, or sequences longer than the position table.
         """
         packing = self.packing(input_ids, attention_mask, cu_seqlens)
+        if token_type_ids is not None and token_type_ids.shape != input_ids.shape:
+            raise ValueError(
+                f"token_type_ids has shape {tuple(token_type_ids.shape)}, input_ids {tuple(input_ids.shape)}"
+            )
         if token_type_ids is not None and packing.is_packed:
             token_type_ids = packing.pad(token_type_ids)
         corruption = self.corrupt(
@@ -239,6 +244,10 @@ class ElectraForJointPreTraining(nn.Module):
         mask_seed = splitmix64(seed) if mask_seed is None else as_seed(mask_seed, device)
         if sequence_ids is None:
             sequence_ids = torch.arange(packing.batch_size, device=device)
+        elif sequence_ids.shape != (packing.batch_size,):
+            raise ValueError(
+                f"sequence_ids has shape {tuple(sequence_ids.shape)}, but there are {packing.batch_size} sequences"
+            )
         row_ids = row_ids_for(sequence_ids, packing.cu_seqlens, input_ids.shape[0])
 
         max_per_sequence = self.max_per_sequence

@@ -130,5 +130,7 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, weights
     ):
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name}: {argument} must have shape {shape}; got {tuple(tensor.shape)}")
+    if not weights.is_floating_point():
+        raise TypeError(f"{name}: weights must be floating point, not {weights.dtype}")
     if labels.dtype != torch.int64:
         raise TypeError(f"{name}: labels must be int64, not {labels.dtype}")

@@ -208,8 +208,8 @@ def mask_tokens(
 
     Raises:
         TypeError, ValueError: a dtype, shape, device or range other than the above, or a sequence of more than 8,192
-        tokens. What `cu_seqlens` holds is checked on the CPU; on other devices that would wait for the device, so it
-        is checked only with ELECTRA_FAST_DEBUG=1, and a wrong one gives wrong masks, never a wild access.
+            tokens. What `cu_seqlens` holds is checked on the CPU; on other devices that would wait for the device, so
+            it is checked only with ELECTRA_FAST_DEBUG=1, and a wrong one gives wrong masks, never a wild access.
 
     Source: ELECTRA paper, sections 2 and 3.1; google-research/electra, pretrain/pretrain_helpers.py (`mask`), which
     draws with replacement and so masks fewer, a defect not kept.

@@ -23,7 +23,8 @@ the host: masks from (run seed, epoch), dropout and sampling from (run seed, ste
 
 from __future__ import annotations
 
-from typing import TypeVar
+import operator
+from typing import SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
@@ -145,10 +146,10 @@ def as_seed(seed: Tensor | int | None, device: torch.device | str) -> Tensor:
         if seed.device != torch.device(device):
             raise ValueError(f"seed lies on {seed.device}, the data on {device}; move it with seed.to({str(device)!r})")
         return seed
-    if not isinstance(seed, int):
+    if not isinstance(seed, SupportsIndex):  # NumPy's integers too
         raise TypeError(f"seed must be an int, an int64 tensor or None; got {type(seed).__name__}")
     # A fill kernel, where torch.tensor would copy from the host.
-    return torch.full((), _signed(seed), dtype=torch.int64, device=device)
+    return torch.full((), _signed(operator.index(seed)), dtype=torch.int64, device=device)
 
 
 def row_ids_for(sequence_ids: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:

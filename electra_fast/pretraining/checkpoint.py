@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +14,65 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from electra_fast.data.checksum import file_sha256, sealed, unsealed
+
 FORMAT_VERSION = 1
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that can't be read; the message names the file."""
+    """A checkpoint that can't be used; the message names the file."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A file of a checkpoint is missing, or is not what was written."""
 
 
 def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int
 ) -> Path:
-    """Write `folder/step-XXXXXXXX` after `step` updates and remove all but the newest `keep`.
+    """Write `folder/step-XXXXXXXX` after `step` updates; of the older ones keep the newest, `keep` in all.
 
-    It holds model.safetensors, optimizer.safetensors and state.json (`state`, which JSON can hold). Written aside,
-    flushed to the disk and renamed: a folder of that name is always whole.
+    It holds model.safetensors, optimizer.safetensors and state.json (`state`, which JSON can hold, and checksums).
+    Written aside, flushed to the disk and renamed: a folder of that name is always whole. Checkpoints of later steps
+    go too: they are what a run that fell back to an older one left behind.
+
+    Raises:
+        OSError, SafetensorError: it can't be written, e.g. for want of space; the folder is then as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
     aside = folder / f".{target.name}.partial"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    named = dict(model.named_parameters())
-    save_file({name: p.detach().contiguous() for name, p in named.items()}, aside / "model.safetensors")
-    save_file(_optimizer_tensors(named, optimizer), aside / "optimizer.safetensors")
-    state = {"format_version": FORMAT_VERSION, "step": step, **state}
-    (aside / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    for path in aside.iterdir():
-        _flush(path)
-    _flush(aside)
+    try:
+        _write(aside, step, model, optimizer, state)
+    except BaseException as error:
+        shutil.rmtree(aside)
+        if isinstance(error, OSError) and error.filename is None:  # no space: say at least where
+            error.filename = str(target)
+        raise
     if target.exists():
         shutil.rmtree(target)
     aside.rename(target)
     _flush(folder)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    checkpoints = list_checkpoints(folder)
+    later = checkpoints.index(target) + 1
+    for path in checkpoints[: max(later - keep, 0)] + checkpoints[later:]:
+        shutil.rmtree(path)
     return target
+
+
+def _write(aside: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    named = dict(model.named_parameters())
+    save_file({name: p.detach().contiguous() for name, p in named.items()}, aside / "model.safetensors")
+    save_file(_optimizer_tensors(named, optimizer), aside / "optimizer.safetensors")
+    checksums = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
+    state = {"format_version": FORMAT_VERSION, "step": step, "checksums": checksums, **state}
+    (aside / "state.json").write_text(json.dumps(sealed(state), indent=2) + "\n", encoding="utf-8")
+    for path in aside.iterdir():
+        _flush(path)
+    _flush(aside)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -56,11 +80,32 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
+def load_newest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Path, dict[str, Any]] | None:
+    """Load the newest checkpoint of `folder` that is whole; warn of each damaged one that is passed over.
+
+    Returns:
+        Its path and state; None where there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: all are damaged, or the newest whole one is of a newer format or of another model.
+    """
+    checkpoints = list_checkpoints(folder)
+    for path in reversed(checkpoints):
+        try:
+            return path, load_checkpoint(path, model, optimizer)
+        except DamagedCheckpoint as error:
+            warnings.warn(f"{error}; trying the checkpoint before it", RuntimeWarning, stacklevel=2)
+    if checkpoints:
+        raise CheckpointError(f"no checkpoint in {folder} is whole: start anew with --overwrite, or another output")
+    return None
+
+
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put the weights and moments of a checkpoint into `model` and `optimizer` in place; return its state.
 
     Raises:
-        CheckpointError: a file is missing, damaged, of a newer format, or of another model.
+        DamagedCheckpoint: a file is missing or damaged.
+        CheckpointError: it is of a newer format, or of another model.
     """
     state = read_state(path)
     named = dict(model.named_parameters())
@@ -69,9 +114,11 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     loaded = {}
     for file, tensors in targets.items():
         try:
+            if file_sha256(path / file) != state["checksums"].get(file):
+                raise DamagedCheckpoint(f"{path / file} is damaged: its sha256 is not the one in state.json")
             loaded[file] = load_file(path / file)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"can't read {path / file}: {error}") from error
+        except (FileNotFoundError, SafetensorError) as error:
+            raise DamagedCheckpoint(f"{path / file} can't be read: {_reason(error)}") from error
         shapes = {name: tuple(t.shape) for name, t in loaded[file].items()}
         expected = {name: tuple(t.shape) for name, t in tensors.items()}
         if shapes != expected:
@@ -90,18 +137,24 @@ def read_state(path: Path) -> dict[str, Any]:
     """The state.json of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing, damaged or of a newer format.
+        DamagedCheckpoint: it is missing or damaged.
+        CheckpointError: it is of a newer format.
     """
+    file = path / "state.json"
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        version = state["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"can't read {path / 'state.json'}: {error}") from error
+        state = unsealed(json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{file} is damaged: {_reason(error)}") from error
+    version = state["format_version"]
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has checkpoint format {version}; this electra-fast reads up to {FORMAT_VERSION}: upgrade it"
         )
     return state
+
+
+def _reason(error: Exception) -> str:
+    return "it is missing" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0][:200]
 
 
 def _optimizer_tensors(named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

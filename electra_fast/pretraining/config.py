@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+import reprlib
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from electra_fast.arguments import nearest
 
 
 class ConfigError(ValueError):
@@ -21,7 +26,16 @@ def _is_positive(value: float) -> bool:
 
 def _check(condition: bool, key: str, value: Any, expected: str) -> None:
     if not condition:
-        raise ConfigError(f"{key} must be {expected}; got {value!r}")
+        raise ConfigError(f"{key} must be {expected}; got {reprlib.repr(value)}")
+
+
+def _check_path(key: str, path: str) -> None:
+    """A path the system can be asked about; whether there is something is for whoever opens it."""
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    _check(possible, key, path, "a path: it holds a character that no file's name can hold")
 
 
 @dataclass
@@ -156,6 +170,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check(3 <= self.max_length <= 8192, "data.max_length", self.max_length, "between 3 and 8192")
         _check(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1")
+        _check(  # cu_seqlens is int32
+            self.batch_size * self.max_length < 2**31,
+            "data.batch_size",
+            self.batch_size,
+            f"less than 2**31 / max_length ({self.max_length})",
+        )
+        _check_path("data.train", self.train)
+        _check_path("data.valid", self.valid or "")
 
 
 @dataclass
@@ -224,12 +246,8 @@ class TrainingConfig:
         for name in ("eval_every", "save_every"):
             _check(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "0 or more")
         _check(0 <= self.seed < 2**63, "training.seed", self.seed, "between 0 and 2**63 - 1")
-        _check(
-            self.device == "auto" or self.device.split(":")[0] in ("cpu", "cuda"),
-            "training.device",
-            self.device,
-            "auto, cpu or cuda",
-        )
+        known = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device)
+        _check(known is not None, "training.device", self.device, "auto, cpu or cuda, or one GPU as cuda:1")
 
 
 @dataclass
@@ -253,6 +271,8 @@ class PretrainConfig:
     output: str = "runs/pretrain"
 
     def __post_init__(self) -> None:
+        _check(self.output != "", "output", self.output, "the folder of the run")
+        _check_path("output", self.output)
         _check(
             self.data.max_length <= self.model.max_position_embeddings,
             "data.max_length",
@@ -292,4 +312,7 @@ def recipe_path(name: str) -> Path:
     shipped = Path(str(files("electra_fast.recipes") / f"{name}.yaml"))
     if "/" not in name and shipped.is_file():
         return shipped
-    raise ConfigError(f"no config file {name!r}, and no recipe of that name; recipes: {', '.join(recipe_names())}")
+    near = nearest(name, recipe_names())
+    raise ConfigError(
+        f"no config file {name!r}, and no recipe of that name{near}; recipes: {', '.join(recipe_names())}"
+    )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
-from electra_fast.arguments import ArgumentParser, UsageError, nearest
+from electra_fast.arguments import ArgumentParser, UsageError, nearest, shown, type_words
 from electra_fast.pretraining.config import ConfigError, PretrainConfig, recipe_path
 
 
@@ -21,25 +22,51 @@ def read_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
         overrides: dotted keys and what they are instead, e.g. `{"training.steps": 10}`.
 
     Raises:
-        ConfigError: a file that is not there or not YAML, a key that does not exist, a value of another type or out of
-            range; the message names the file, or the key where it is an override.
+        ConfigError: a file that is not there or not YAML, a key that does not exist or stands there twice, a value of
+            another type or out of range; the message names the file, or the key where it is an override.
     """
     path = recipe_path(str(name))
-    parser = ArgumentParser()
-    parser.add_config(PretrainConfig)
+    parser = _parser()
     types = dict(_types(PretrainConfig))
+    settings: dict[str, Any] = {}
     try:
-        settings = dict(_flat(_read_mapping(path), types))
-        _parse(parser, settings)
+        for key, value in _flat(_read_mapping(path), types):
+            if key in settings:
+                raise ConfigError(f"{key} is given twice: leave one of the two out")
+            settings[key] = value
+        parsed = _parse(parser, settings)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     try:
         for key, value in (overrides or {}).items():
             _check_key(key, value, types)
             settings[key] = value
-        return PretrainConfig(**vars(parser.instantiate(_parse(parser, settings))))
+        if overrides:
+            parsed = _parse(parser, settings)
+        return PretrainConfig(**vars(parser.instantiate(parsed)))
     except UsageError as error:
         raise ConfigError(str(error)) from error
+
+
+@functools.cache  # building one takes almost as long as parsing with it
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser()
+    parser.add_config(PretrainConfig)
+    return parser
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, where PyYAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    problem = f"{key.value} is given twice: leave one of the two out"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _types(config: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -53,14 +80,24 @@ def _types(config: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _read_mapping(path: Path) -> dict[Any, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"not YAML: {_problem(error)}") from error
+    except RecursionError as error:
+        raise ConfigError("not a config: it is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 at byte {error.start}: save it as UTF-8") from error
     if not isinstance(tree or {}, dict):
-        raise ConfigError(f"expected keys and values, e.g. `training: {{steps: 1000}}`; got {str(tree)[:80]!r}")
+        raise ConfigError(f"expected keys and values, e.g. `training: {{steps: 1000}}`; got {shown(tree)}")
     return tree or {}
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, on one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+    return " ".join(str(error).split())[:200]
 
 
 def _flat(tree: dict[Any, Any], types: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -75,12 +112,21 @@ def _flat(tree: dict[Any, Any], types: dict[str, Any], prefix: str = "") -> Iter
 
 def _check_key(key: str, value: Any, types: dict[str, Any]) -> None:
     if key not in types:
-        raise ConfigError(f"unknown config key {key}{nearest(key, types)}")
+        raise ConfigError(f"unknown config key {' '.join(key.split())[:80]}{_nearest(key, types)}")
     if is_dataclass(types[key]):
         below = [name for name in types if name.startswith(f"{key}.")]
-        raise ConfigError(f"{key} is a section and takes keys, e.g. {below[0]}; got {value!r}")
+        raise ConfigError(f"{key} is a section and takes keys, e.g. {below[0]}; got {shown(value)}")
     if value is None and types[key] in (int, float, bool, str):  # jsonargparse would take the default
         raise ConfigError(f"{key} must not be null: give a value, or leave it out")
+    if isinstance(value, (dict, list, set)):  # quoted by jsonargparse in full, of any size
+        raise ConfigError(f"{key} must be {type_words(types[key])}; got {shown(value)}")
+
+
+def _nearest(key: str, types: dict[str, Any]) -> str:
+    """`; did you mean X?`: the same name in another section, else the key spelled most alike."""
+    leaf = key.rpartition(".")[2]
+    elsewhere = [known for known in types if known.rpartition(".")[2] == leaf]
+    return f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(key, types)
 
 
 def _parse(parser: ArgumentParser, settings: dict[str, Any]) -> Any:

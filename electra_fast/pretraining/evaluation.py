@@ -45,14 +45,25 @@ def evaluate(
     Returns:
         generator_loss, unigram_loss (nats per masked token: the generator's, and the cross-entropy of the same tokens
         under the training text's token frequencies), generator_accuracy (argmax), sampled_accuracy, discriminator_loss
-        (nats per token), accuracy, precision, recall, auc (of the generator's corruptions) and unigram_auc (the same
-        positions filled from the token frequencies).
+        (nats per token), accuracy, precision, recall, auc (of the generator's corruptions, over all real tokens as in
+        the original), maskable_auc (the same without [CLS] and [SEP], which are never replaced) and unigram_auc (the
+        same positions filled from the token frequencies).
     """
     was_training = model.training
     model.eval()
     unigram = unigram.to(device)
     sums = dict.fromkeys(("masked", "generator", "unigram", "argmax", "sampled"), 0.0)
-    parts: dict[str, list[Tensor]] = {name: [] for name in ("logits", "replaced", "unigram_logits", "unigram_replaced")}
+    parts: dict[str, list[Tensor]] = {
+        name: []
+        for name in (
+            "logits",
+            "replaced",
+            "is_maskable",
+            "unigram_logits",
+            "unigram_replaced",
+        )
+    }
+    never_masked = torch.tensor(model.never_mask_ids, device=device)
     draw = torch.Generator().manual_seed(EVALUATION_SEED)
     for i in range(batches):
         batch = loader.batch(i).to(device)
@@ -73,6 +84,7 @@ def evaluate(
         sums["sampled"] += int((corruption.sampled_ids == masked.labels)[used].sum())
         parts["logits"].append(model.discriminate(corruption.corrupted_ids, packing))
         parts["replaced"].append(corruption.is_replaced)
+        parts["is_maskable"].append(~torch.isin(batch.input_ids, never_masked))
 
         drawn = torch.multinomial(unigram.exp().cpu(), len(masked.labels), replacement=True, generator=draw).to(device)
         drawn = torch.where(used, drawn, masked.labels)
@@ -96,5 +108,6 @@ def evaluate(
         "precision": hits / max(int(predicted.sum()), 1),
         "recall": hits / max(int(replaced.sum()), 1),
         "auc": exact_auc(logits, replaced),
+        "maskable_auc": exact_auc(logits[joined["is_maskable"]], replaced[joined["is_maskable"]]),
         "unigram_auc": exact_auc(joined["unigram_logits"], joined["unigram_replaced"]),
     }

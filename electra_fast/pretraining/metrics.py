@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from electra_fast.files import write_whole
+
 
 class MetricsLog:
     """Appends to a JSONL file; a resumed run first drops the lines after the step it resumes from."""
@@ -15,12 +17,14 @@ class MetricsLog:
         kept: list[str] = []
         if resume_step is not None and path.exists():
             kept = [json.dumps(row) for row in read_metrics(path) if row["step"] <= resume_step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_whole(path, "".join(line + "\n" for line in kept))
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Add a line; `kind` is "train" or "eval"."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            # JSON has no NaN, which an AUC is as long as one class is empty.
+            values = {name: None if value != value else value for name, value in values.items()}
+            file.write(json.dumps({"kind": kind, "step": step, **values}, allow_nan=False) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -48,8 +52,11 @@ def plot_curves(metrics: Path, picture: Path) -> None:
         "generator_accuracy": "Generator accuracy (masked tokens)",
     }
     for axes, (key, title) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-        for name, points, style in (("training", train, {"alpha": 0.6}), ("held out", held_out, {"marker": "o"})):
-            points = [(row["step"], row[key]) for row in points if key in row]
+        for name, points, style in (
+            ("training", train, {"color": "C0", "alpha": 0.6}),
+            ("held out", held_out, {"color": "C1", "marker": "o"}),
+        ):
+            points = [(row["step"], row[key]) for row in points if row.get(key) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name, **style)
         if key == "generator_loss" and held_out:

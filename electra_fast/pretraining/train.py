@@ -6,19 +6,15 @@ computes the same bits as one that was not.
 
 from __future__ import annotations
 
-import copy
-import math
-import shutil
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tqdm import tqdm
 
 from electra_fast.data.corpus import Corpus, CorpusMeta
@@ -27,24 +23,12 @@ from electra_fast.data.tokenizer import load_tokenizer, save_tokenizer
 from electra_fast.models import ElectraConfig, ElectraForJointPreTraining, initialize_weights
 from electra_fast.ops.random import masking_seed, step_seed
 from electra_fast.ops.rtd_bce import auc
-from electra_fast.pretraining.checkpoint import list_checkpoints, load_checkpoint, read_state, save_checkpoint
+from electra_fast.pretraining.checkpoint import load_newest, save_checkpoint
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 from electra_fast.pretraining.evaluation import evaluate, unigram_log_probabilities
 from electra_fast.pretraining.metrics import MetricsLog, plot_curves
 from electra_fast.pretraining.optimizer import build_optimizer, learning_rate
-
-# What a run writes into its folder, and all that --overwrite deletes.
-RUN_CONTENT = (
-    "config.yaml",
-    "checkpoints",
-    "metrics.jsonl",
-    "curves.png",
-    "discriminator",
-    "generator",
-    "electra_fast.json",
-)
-# What may differ between a run and its resumption without changing what is learned until the checkpoint.
-_FREE_ON_RESUME = ("steps", "device", "log_every", "eval_every", "eval_batches", "save_every", "keep_checkpoints")
+from electra_fast.pretraining.run_folder import check_output, claim_output, delete_run
 
 
 class NonFiniteLoss(RuntimeError):
@@ -115,7 +99,7 @@ def pretrain(
     output = Path(config.output)
     train_corpus, valid_corpus = _open_corpora(config)
     device = _device(config.training.device)
-    checkpoint = _prepare_output(output, config, resume=resume, overwrite=overwrite)
+    goes_on = check_output(output, config, resume=resume, overwrite=overwrite)
 
     torch.manual_seed(config.training.seed)
     model = build_model(config, train_corpus.meta)
@@ -123,26 +107,37 @@ def pretrain(
     optimizer = build_optimizer(model, config.optimizer)
     parameters = list(model.parameters())
     corpus_hash = train_corpus.meta.content_hash()
-    start = 0
-    if checkpoint is not None:
-        state = load_checkpoint(checkpoint, model, optimizer)
-        if state["corpus"] != corpus_hash:
-            raise ConfigError(f"{config.data.train} is not the corpus that {checkpoint} was trained on")
-        start = state["step"]
+    checkpoint = load_newest(output / "checkpoints", model, optimizer) if goes_on else None
+    start = 0 if checkpoint is None else _first_step(*checkpoint, config, corpus_hash)
 
+    # Only now, when nothing of the user's can be wrong any more, is anything deleted or written.
+    if overwrite:
+        delete_run(output)
+    claim_output(output, config)
     loader = BatchLoader(
         train_corpus, batch_size=config.data.batch_size, max_length=config.data.max_length, seed=config.training.seed
     )
     held_out = _HeldOut(config, train_corpus, valid_corpus, device) if valid_corpus else None
-    log = MetricsLog(output / "metrics.jsonl", resume_step=start if checkpoint is not None else None)
+    log = MetricsLog(output / "metrics.jsonl", resume_step=start if goes_on else None)
     steps, settings = config.training.steps, config.training
     window = _Window()
     metrics: dict[str, float] | None = None
 
+    if progress:
+        if resume:
+            print(f"Resuming from {checkpoint[0]}" if checkpoint else f"No checkpoint in {output}: starting at step 0")
+        sizes = " + ".join(
+            f"{sum(p.numel() for p in tower.parameters()):,}" for tower in (model.generator, model.discriminator)
+        )
+        print(
+            f"Pretraining on {device}: {sizes} parameters (generator + discriminator, embeddings in both), "
+            f"{loader.num_sequences:,} sequences, {(steps - start) / loader.steps_per_epoch:.2f} epochs to go",
+            flush=True,
+        )
     bar = tqdm(total=steps, initial=start, unit="step", disable=None if progress else True, dynamic_ncols=True)
     with _deferred_signals() as received, bar:
-        step = start
-        while step < steps and not received:
+        step, stop = start, False
+        while step < steps and not stop:
             lr = learning_rate(step, steps, config.optimizer)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -164,8 +159,9 @@ def pretrain(
             window.add(out, norm, tokens=batch.input_ids.shape[0])
             bar.update()
 
+            stop = bool(received)
             logs = step % settings.log_every == 0 or step == steps
-            saves = (settings.save_every and step % settings.save_every == 0) or step == steps or received
+            saves = (settings.save_every and step % settings.save_every == 0) or step == steps or stop
             if (logs or saves) and not window.is_finite():
                 raise NonFiniteLoss(
                     f"loss or gradient is not finite at step {step} or up to {window.steps - 1} before; "
@@ -203,12 +199,12 @@ def pretrain(
 
 
 class _HeldOut:
-    """The held-out corpus, at most once through."""
+    """The held-out corpus: its first whole batches, or what there is of one."""
 
     def __init__(self, config: PretrainConfig, train: Corpus, valid: Corpus, device: torch.device) -> None:
         data = config.data
         self.loader = BatchLoader(valid, batch_size=data.batch_size, max_length=data.max_length, shuffle=False)
-        self.batches = min(config.training.eval_batches, math.ceil(self.loader.steps_per_epoch))
+        self.batches = max(1, min(config.training.eval_batches, int(self.loader.steps_per_epoch)))
         self.unigram = unigram_log_probabilities(train, train.meta.vocab_size)
         self.device = device
 
@@ -292,12 +288,28 @@ def _deferred_signals() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
+def _first_step(path: Path, state: dict[str, Any], config: PretrainConfig, corpus_hash: str) -> int:
+    """The number of updates in a checkpoint, where the run may go on from it."""
+    if state["corpus"] != corpus_hash:
+        raise ConfigError(
+            f"{config.data.train} is not the corpus that {path} was trained on: give that one, or another output"
+        )
+    if state["step"] > config.training.steps:
+        raise ConfigError(f"{path} is past training.steps ({config.training.steps}): raise it, or give another output")
+    return state["step"]
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"training.device is {name}, but this PyTorch sees no CUDA GPU: use cpu or auto")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"training.device is {name}, but there are {torch.cuda.device_count()} GPUs: cuda:0 is the first"
+        )
+    return device
 
 
 def _open_corpora(config: PretrainConfig) -> tuple[Corpus, Corpus | None]:
@@ -315,49 +327,6 @@ def _open_corpora(config: PretrainConfig) -> tuple[Corpus, Corpus | None]:
             f"--tokenizer {train.tokenizer_folder}"
         )
     return train, valid
-
-
-def _prepare_output(output: Path, config: PretrainConfig, *, resume: bool, overwrite: bool) -> Path | None:
-    """Make the run's folder ready; return the checkpoint to go on from, if any."""
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"output {output} is a file: give a folder")
-    holds_run = [name for name in RUN_CONTENT if (output / name).exists()]
-    checkpoint = None
-    if holds_run and overwrite:
-        for path in (output / name for name in holds_run):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif holds_run and resume and "config.yaml" in holds_run:
-        _check_same_run(output / "config.yaml", config)
-        checkpoint = next(iter(reversed(list_checkpoints(output / "checkpoints"))), None)
-    elif holds_run:
-        raise ConfigError(
-            f"{output} holds a run already ({holds_run[0]}): --resume goes on with it, --overwrite deletes it"
-        )
-    if checkpoint is not None and read_state(checkpoint)["step"] > config.training.steps:
-        raise ConfigError(f"{checkpoint} is past training.steps ({config.training.steps}): raise it, or start anew")
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    return checkpoint
-
-
-def _check_same_run(settings: Path, config: PretrainConfig) -> None:
-    def learned(tree: dict[str, Any]) -> dict[str, Any]:
-        tree = copy.deepcopy(tree)
-        tree.pop("output")
-        for key in ("train", "valid"):
-            tree["data"].pop(key)
-        for key in _FREE_ON_RESUME:
-            tree["training"].pop(key)
-        return tree
-
-    before, now = learned(yaml.safe_load(settings.read_text(encoding="utf-8"))), learned(asdict(config))
-    for section, values in now.items():
-        for key, value in values.items():
-            if before[section].get(key) != value:
-                raise ConfigError(
-                    f"can't resume: {section}.{key} is {value!r} now and was {before[section].get(key)!r} in "
-                    f"{settings}; give the same settings, or another output"
-                )
 
 
 def _save(

@@ -54,7 +54,8 @@ def test_a_damaged_file_is_named(make_corpus, rng_seed: int, name: str) -> None:
     flipped = bytearray(good)
     flipped[9] ^= 1
     path.write_bytes(flipped)
-    Corpus.open(corpus.folder)  # sizes are right
+    if name != "offsets.bin":  # which is small, and checked always
+        Corpus.open(corpus.folder)
     with pytest.raises(ValueError, match=rf"{name} is damaged: its sha256"):
         Corpus.open(corpus.folder, verify=True)
     path.unlink()
@@ -67,9 +68,9 @@ def test_a_damaged_file_is_named(make_corpus, rng_seed: int, name: str) -> None:
     [
         ({"version": 2}, "corpus version 2, but this release reads 1"),
         ({"format": "other"}, "does not describe a prepared corpus"),
-        ({"tokens": 1}, "do not sum up to 1"),
-        ({"dtype": "int8"}, "dtype 'int8'"),
-        ({"extra": 1}, r"unknown keys \['extra'\]"),
+        ({"tokens": 1}, "damaged: its content is not the one"),
+        ({"dtype": "int8"}, "damaged: its content is not the one"),
+        ({"sha256": None}, "damaged: its content is not the one"),
     ],
 )
 def test_meta_is_checked(make_corpus, change: dict, message: str) -> None:
@@ -78,6 +79,18 @@ def test_meta_is_checked(make_corpus, change: dict, message: str) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         Corpus.open(corpus.folder)
+
+
+def test_another_tokenizer_in_the_folder_is_noticed(make_corpus, tokenizer) -> None:
+    corpus = make_corpus(["ba de ki", "lo"])
+    assert corpus.load_tokenizer().get_vocab() == tokenizer.get_vocab()
+    path = corpus.tokenizer_folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_lower_case": False}))
+    with pytest.raises(ValueError, match="not the tokenizer that"):
+        corpus.load_tokenizer()
+    (corpus.tokenizer_folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="can't be loaded, a file of it is missing or damaged"):
+        corpus.load_tokenizer()
 
 
 def test_a_folder_without_meta_is_no_corpus(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -163,9 +164,9 @@ def test_bad_arguments(tmp_path: Path, tokenizer) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.txt"]
 
 
-def test_real_text_against_the_plain_tokenizer(tmp_path: Path, shared_data: Path) -> None:
-    source = shared_data / "pretrain_en" / "wiki_en.valid.txt"
-    vocab = shared_data / "vocab" / "bert-base-uncased.vocab.txt"
+def test_real_text_against_the_plain_tokenizer(tmp_path: Path, shared_data: Callable[[str], Path]) -> None:
+    source = shared_data("pretrain_en/wiki_en.valid.txt")
+    vocab = shared_data("vocab/bert-base-uncased.vocab.txt")
     prepare([source], vocab, tmp_path / "c", workers=2, progress=False)
     corpus = Corpus.open(tmp_path / "c")
     tokenizer = load_tokenizer(vocab)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +70,8 @@ def test_merges_are_the_most_frequent_pairs(tmp_path: Path) -> None:
     assert tokens[12:] == ["ab", "abc", "abd"]
 
 
-def test_vocab_txt_and_its_saved_folder_are_one_tokenizer(tmp_path: Path, shared_data: Path) -> None:
-    vocab = shared_data / "vocab" / "bert-base-uncased.vocab.txt"
+def test_vocab_txt_and_its_saved_folder_are_one_tokenizer(tmp_path: Path, shared_data: Callable[[str], Path]) -> None:
+    vocab = shared_data("vocab/bert-base-uncased.vocab.txt")
     loaded = load_tokenizer(vocab)
     assert loaded("Hello wörld!").input_ids == [101, 7592, 2088, 999, 102]
     assert len(loaded) == 30522

@@ -215,6 +215,25 @@ def test_the_padding_row_gets_no_gradient_from_the_look_up(rng_seed):
     assert not model.generator.electra.embeddings.word_embeddings.weight[PAD].any()
 
 
+def test_with_tied_embeddings_the_padding_row_learns_from_the_projection_alone(rng_seed):
+    model = joint_model(discriminator_weight=0.0)
+    batch = ragged_batch(rng_seed)
+    out = model(batch.padded, attention_mask=batch.mask, seed=3)
+    word = model.generator.electra.embeddings.word_embeddings.weight
+    (whole,) = torch.autograd.grad(out.loss, word)
+    # The same step with the look-up's rows cut off from the graph.
+    generator = joint_model(discriminator_weight=0.0, tie="untied")
+    generator.load_state_dict(model.state_dict())
+    out = generator(batch.padded, attention_mask=batch.mask, seed=3)
+    lm_head = generator.generator.generator_lm_head
+    assert lm_head.weight is generator.generator.electra.embeddings.word_embeddings.weight
+    lm_head.weight = torch.nn.Parameter(lm_head.weight.detach().clone())
+    out = generator(batch.padded, attention_mask=batch.mask, seed=3)
+    (projection,) = torch.autograd.grad(out.loss, lm_head.weight)
+    assert float((whole[PAD] - projection[PAD]).abs().max()) <= 1e-6 * float(whole.abs().max())
+    assert float((whole[5:] - projection[5:]).abs().max()) > 1e-3 * float(whole.abs().max())
+
+
 def test_counts_of_a_larger_batch_make_accumulation_exact(rng_seed):
     model = joint_model(max_per_sequence=4)
     batch = ragged_batch(rng_seed, (25, 9, 14, 30))
@@ -315,6 +334,8 @@ def test_initialization_is_the_originals(rng_seed):
         ({"input_ids": torch.zeros(3, dtype=torch.long)}, "cu_seqlens"),
         ({"input_ids": torch.zeros(2, 41, dtype=torch.long)}, "position table of 40"),
         ({"input_ids": torch.zeros(2, 4, dtype=torch.long), "attention_mask": torch.ones(2, 5)}, "attention_mask"),
+        ({"input_ids": torch.zeros(2, 4, dtype=torch.long), "token_type_ids": torch.zeros(2, 3).long()}, "token_type"),
+        ({"input_ids": torch.zeros(2, 4, dtype=torch.long), "sequence_ids": torch.arange(3)}, "sequence_ids"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
@@ -329,3 +350,17 @@ def test_sequences_that_are_empty_or_all_special_tokens():
     assert int(out.masked.weights.sum()) == 1
     assert int(out.rtd.count) == 5
     assert out.loss.isfinite()
+
+
+@pytest.mark.gpu
+def test_masks_and_losses_on_a_gpu_equal_those_on_the_cpu(rng_seed):
+    model = joint_model()
+    batch = ragged_batch(rng_seed)
+    ours = model(batch.flat, cu_seqlens=batch.cu_seqlens, seed=rng_seed)
+    model.cuda()
+    out = model(batch.flat.cuda(), cu_seqlens=batch.cu_seqlens.cuda(), seed=rng_seed)
+    for name in ("input_ids", "positions", "labels", "weights"):
+        assert torch.equal(getattr(out.masked, name).cpu(), getattr(ours.masked, name)), name
+    assert float(out.generator_loss) == pytest.approx(float(ours.generator_loss), rel=1e-3)
+    out.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from electra_fast.data.loader import BatchLoader
 from electra_fast.pretraining import train as train_module
 from electra_fast.pretraining.config import ConfigError
 from electra_fast.pretraining.metrics import read_metrics
+from electra_fast.pretraining.run_folder import RUN_CONTENT
 from electra_fast.pretraining.train import NonFiniteLoss, build_model, pretrain
 
 
@@ -94,28 +92,28 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(tmp_path
     assert same_bits(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_sigterm_ends_the_step_saves_and_returns(tmp_path, quick_config):
-    config = quick_config(
-        tmp_path / "run", **{"training.steps": 100_000, "training.save_every": 0, "training.eval_every": 0}
-    )
+def test_sigterm_ends_the_step_saves_and_returns(tmp_path, quick_config, monkeypatch):
+    config = quick_config(tmp_path / "run", **{"training.save_every": 0, "training.eval_every": 0})
     before = signal.getsignal(signal.SIGTERM)
-    timer = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    started = time.monotonic()
+    add = train_module._Window.add
+
+    def terminate(self, *args, **kwargs):
+        add(self, *args, **kwargs)
+        if self.steps == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train_module._Window, "add", terminate)
     result = pretrain(config, progress=False)
-    timer.join()
-    assert result.interrupted_by == "SIGTERM"
-    assert 0 < result.step < 100_000
-    assert time.monotonic() - started < 30
-    state = json.loads((tmp_path / "run" / "checkpoints" / f"step-{result.step:08d}" / "state.json").read_text())
-    assert state["step"] == result.step
+    assert (result.step, result.interrupted_by) == (3, "SIGTERM")
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000003" / "state.json").read_text())
+    assert state["step"] == 3
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_a_run_leaves_behind(tmp_path, quick_config, corpus):
     output = tmp_path / "my run"
     result = pretrain(quick_config(output), progress=False)
-    assert sorted(path.name for path in output.iterdir()) == sorted(train_module.RUN_CONTENT)
+    assert sorted(path.name for path in output.iterdir()) == sorted(RUN_CONTENT)
     assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in sorted((output / "checkpoints").iterdir())] == ["step-00000010", "step-00000012"]
 
@@ -144,10 +142,31 @@ def test_an_output_that_holds_a_run_is_refused(tmp_path, quick_config):
         pretrain(quick_config(output, **{"optimizer.lr": 1.0}), resume=True, progress=False)
     with pytest.raises(ConfigError, match=r"training\.steps"):
         pretrain(quick_config(output, **{"training.steps": 1}), resume=True, progress=False)
+    with pytest.raises(ValueError, match="needs one hidden_size"):  # found out before anything is deleted
+        pretrain(quick_config(output, **{"model.tie": "all"}), overwrite=True, progress=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(output).items())
     (output / "notes.txt").write_text("mine")
     assert pretrain(quick_config(output, **{"training.steps": 3}), overwrite=True, progress=False).step == 3
     assert (output / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no settings"),
+        (b"training: {st", "config.yaml is damaged"),
+        (b"\xff", "config.yaml is damaged"),
+        (b"model: {}", "was None"),
+    ],
+)
+def test_damaged_settings_are_named_on_resume(tmp_path, quick_config, content, message):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        pretrain(quick_config(tmp_path), resume=True, progress=False)
+    assert (tmp_path / "config.yaml").read_bytes() == content
+    (tmp_path / "config.yaml").rename(tmp_path / "metrics.jsonl")
+    with pytest.raises(ConfigError, match=r"no config\.yaml"):
+        pretrain(quick_config(tmp_path), resume=True, progress=False)
 
 
 def test_a_corpus_that_is_not_set_is_named(tmp_path, quick_config):
@@ -178,8 +197,8 @@ def test_step_0_loss_on_real_text(tmp_path, shared_data):
     from electra_fast.data.prepare import prepare
     from electra_fast.pretraining.config_file import read_config
 
-    vocab = shared_data / "vocab" / "bert-base-uncased.vocab.txt"
-    prepare([shared_data / "pretrain_en" / "wiki_en.valid.txt"], vocab, tmp_path / "corpus", progress=False)
+    vocab = shared_data("vocab/bert-base-uncased.vocab.txt")
+    prepare([shared_data("pretrain_en/wiki_en.valid.txt")], vocab, tmp_path / "corpus", progress=False)
     corpus = Corpus.open(tmp_path / "corpus")
     batch = BatchLoader(corpus, batch_size=16, max_length=128, seed=0).batch(0)
     expected = 44.98
@@ -187,7 +206,17 @@ def test_step_0_loss_on_real_text(tmp_path, shared_data):
         for seed in (0, 1):
             torch.manual_seed(seed)
             model = build_model(read_config("small", {"model.glorot": glorot}), corpus.meta)
+            norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+            assert {norm.eps for norm in norms} == {1e-12}
             with torch.no_grad():
                 out = model(batch.input_ids, cu_seqlens=batch.cu_seqlens, sequence_ids=batch.sequence_ids, seed=seed)
             print(f"step-0 loss, glorot={glorot}, seed {seed}: {float(out.loss):.3f}")
             assert float(out.loss) == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_goes_on_from_its_checkpoint(tmp_path, quick_config):
+    settings = {"training.device": "cuda", "training.steps": 5}
+    assert pretrain(quick_config(tmp_path / "run", **settings), progress=False).metrics["auc"] > 0
+    settings["training.steps"] = 10
+    assert pretrain(quick_config(tmp_path / "run", **settings), resume=True, progress=False).step == 10

@@ -1,0 +1,96 @@
+"""The folder of a run: whose it is, and what may be done with it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from electra_fast.files import write_whole
+from electra_fast.pretraining.config import ConfigError, PretrainConfig
+
+# What a run writes into its folder, and all that --overwrite deletes.
+RUN_CONTENT = (
+    "config.yaml",
+    "checkpoints",
+    "metrics.jsonl",
+    "curves.png",
+    "discriminator",
+    "generator",
+    "electra_fast.json",
+)
+# What may differ between a run and its resumption without changing what is learned until the checkpoint.
+_FREE_ON_RESUME = {
+    "output",
+    "data.train",  # the corpus may have moved: a checkpoint knows its content
+    "data.valid",
+    "training.steps",
+    "training.device",
+    "training.log_every",
+    "training.eval_every",
+    "training.eval_batches",
+    "training.save_every",
+    "training.keep_checkpoints",
+}
+
+
+def check_output(output: Path, config: PretrainConfig, *, resume: bool, overwrite: bool) -> bool:
+    """Whether there is a run in `output` to go on with. Changes nothing.
+
+    Raises:
+        ConfigError: the folder is a file, or holds a run that is neither to be resumed nor to be overwritten, or one of
+            other settings.
+    """
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output {output} is a file: give a folder")
+    holds = [name for name in RUN_CONTENT if (output / name).exists()]
+    if not holds or overwrite:
+        return False
+    if not resume:
+        raise ConfigError(
+            f"{output} holds a run already ({holds[0]}): --resume goes on with it, --overwrite deletes it"
+        )
+    if "config.yaml" not in holds:
+        raise ConfigError(f"{output} holds {holds[0]} but no config.yaml, so it can't be resumed: give another output")
+    _check_same_run(output / "config.yaml", config)
+    return True
+
+
+def claim_output(output: Path, config: PretrainConfig) -> None:
+    """Make `output` the folder of a run of `config`."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / "config.yaml", config.to_yaml())
+
+
+def delete_run(output: Path) -> None:
+    """Delete what a run wrote into `output`, and nothing else. The settings go last: without them nothing resumes."""
+    for path in (output / name for name in reversed(RUN_CONTENT)):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _check_same_run(settings: Path, config: PretrainConfig) -> None:
+    try:
+        before = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{settings} is damaged: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(before, dict):
+        raise ConfigError(f"{settings} is damaged: it holds no settings")
+    before, now = _flat(before), _flat(asdict(config))
+    for key in sorted({*before, *now} - _FREE_ON_RESUME):
+        if before.get(key) != now.get(key):
+            raise ConfigError(
+                f"can't resume: {key} is {now.get(key)!r} now and was {before.get(key)!r} in {settings}; give the same "
+                "settings or another output, or --overwrite the run"
+            )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {key: value for name, part in tree.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
