@@ -18,13 +18,14 @@ TRITON := "triton==3.7.1; sys_platform == 'linux'"
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format docs clean
 
 help:
 	@echo "make demo    set up, then train a small ELECTRA and look at it (minutes)"
 	@echo "make test    set up, then check style and run the tests"
 	@echo "make lint    check style only"
 	@echo "make format  put the style right"
+	@echo "make docs    build the manual into build/docs; open build/docs/index.html"
 	@echo "make clean   remove what building and testing left, and .venv"
 
 demo: $(VENV)/.installed
@@ -41,9 +42,14 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(VENV)/.torch:
+# The variable silences the theme's advertisement of its successor.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+$(VENV)/.torch: Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 10) and f"electra-fast needs Python 3.10 or newer, and $(PYTHON) is {v}: make PYTHON=/path/to/python3.10 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version > /dev/null || { echo "$(VENV) has no pip: install python3-venv, then make clean" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@touch $@
 

@@ -394,6 +394,8 @@ def _inspect(args: Any, _: list[str]) -> int:
     page = None if args.html is None else Path(args.html)
     if page is not None:
         check_target(page, overwrite=args.overwrite)
+        if args.file is not None and page.resolve() == Path(args.file).resolve():
+            raise UsageError(f"--html would replace the text in {args.file}: name another file for the page")
     texts = args.texts if args.file is None else read_paragraphs(args.file)
     inspected = inspect_text(Path(args.model), texts, show_progress=len(texts) > 1 and sys.stderr.isatty())
     if page is None:

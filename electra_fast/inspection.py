@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from electra_fast.data.documents import check_inputs, read_documents
+from electra_fast.inspection_shades import SHADES, VERDICT, printable, shade_index
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Backgrounds at probability 0, 1/2 and 1; black on each of them is readable on light and dark terminals.
-_COLORS = ((150, 215, 150), (250, 230, 120), (240, 110, 100))
+CUT_NOTE = (
+    "Texts longer than the model's position table were read in parts, cut between sentences or words where there is "
+    "a | that is not in the text; beside it the model saw no context across it."
+)
+# A full stop and closing quotes or brackets before a space; or those of Chinese and Japanese, which need no space.
+_SENTENCE_START = re.compile(
+    r"(?:[.!?\u2026][\"'\u201d\u2019\u00bb)\]]*\s+|[\u3002\uff01\uff1f][\u201d\u2019\u300d\u300f\uff09]*\s*)(?=\S)"
+)
+_WORD_START = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
@@ -24,42 +35,68 @@ class InspectedText:
         tokens: the tokenizer's, e.g. "un", "##able".
         probabilities: that each was replaced, in [0, 1].
         offsets: where each stands in `text`, [start, end).
+        cuts: where in `text` the model's next sequence starts, if one could not hold it all; ascending.
     """
 
     text: str
     tokens: list[str]
     probabilities: list[float]
     offsets: list[tuple[int, int]]
+    cuts: tuple[int, ...] = ()
+
+    def word_spans(self) -> Iterator[tuple[int, int]]:
+        """The tokens [first, last) of each word; a piece with "##" belongs to the word before, if no cut parts them."""
+        cuts, first = set(self.cuts), 0
+        for index in range(1, len(self.tokens)):
+            start = self.offsets[index][0]
+            joined = self.tokens[index].startswith("##") and start == self.offsets[index - 1][1]
+            if not joined or start in cuts:
+                yield first, index
+                first = index
+        if self.tokens:
+            yield first, len(self.tokens)
 
     def words(self) -> Iterator[tuple[str, list[float]]]:
-        """The words as typed, each with the probabilities of its pieces ("##" pieces belong to the word before)."""
-        start, end, probabilities = 0, 0, list[float]()
-        for token, probability, (first, last) in zip(self.tokens, self.probabilities, self.offsets, strict=True):
-            if probabilities and not (token.startswith("##") and first == end):
-                yield self.text[start:end], probabilities
-                probabilities = []
-            if not probabilities:
-                start = first
-            probabilities.append(probability)
-            end = last
-        if probabilities:
-            yield self.text[start:end], probabilities
+        """The words as typed, each with the probabilities of its pieces."""
+        for first, last in self.word_spans():
+            yield self.text[self.offsets[first][0] : self.offsets[last - 1][1]], self.probabilities[first:last]
 
 
-def inspect_text(model_folder: str | Path, texts: Sequence[str]) -> list[InspectedText]:
+def read_paragraphs(path: str | Path) -> list[str]:
+    """The paragraphs of a UTF-8 text file, one a line; lines without text are left out.
+
+    Raises:
+        ValueError: the file is not there, is not UTF-8, or holds no text.
+    """
+    (path,) = check_inputs(path)
+    paragraphs = [line for document in read_documents(path, format="text") for line in document.split("\n")]
+    if not paragraphs:
+        raise ValueError(f"{path} holds no text: give a UTF-8 file with a paragraph a line")
+    return paragraphs
+
+
+def inspect_text(model_folder: str | Path, texts: Sequence[str], *, show_progress: bool = False) -> list[InspectedText]:
     """Ask a discriminator about every token of `texts`.
+
+    A text that is longer than the model's position table is read as several sequences, cut between sentences where
+    that leaves none much shorter than the others, else between words.
 
     Args:
         model_folder: an `ElectraForPreTraining` checkpoint with its tokenizer, or a run's folder that holds one as
             `discriminator`.
-        texts: one sequence each.
+        texts: one sequence each, `[CLS] text [SEP]`.
+        show_progress: a bar over the texts on standard error.
 
     Raises:
-        ValueError: the folder holds no discriminator, or a text is longer than its position table.
+        ValueError: the folder holds no discriminator, or a text is not valid Unicode.
     """
     folder = _discriminator_folder(Path(model_folder))
+    for text in texts:
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"the text that starts {text[:40]!r} holds bytes that are not UTF-8: give it as UTF-8")
 
-    import torch
+    from rich.console import Console
+    from rich.progress import track
 
     from electra_fast.data.tokenizer import load_tokenizer
 
@@ -70,28 +107,8 @@ def inspect_text(model_folder: str | Path, texts: Sequence[str]) -> list[Inspect
             f"the tokenizer in {folder} has {len(tokenizer)} entries and the model {model.config.vocab_size}: "
             "put the tokenizer there that the model was trained with"
         )
-    longest = model.config.max_position_embeddings
-    inspected = []
-    for text in texts:
-        encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
-        ids = encoding["input_ids"]
-        if len(ids) > longest:
-            raise ValueError(
-                f"the text that starts {text[:40]!r} has {len(ids)} tokens with [CLS] and [SEP], and the model in "
-                f"{folder} takes at most {longest}: split it"
-            )
-        with torch.inference_mode():
-            probabilities = model(torch.tensor([ids])).logits[0].sigmoid().tolist()
-        real = [i for i, special in enumerate(encoding["special_tokens_mask"]) if not special]
-        inspected.append(
-            InspectedText(
-                text,
-                tokenizer.convert_ids_to_tokens([ids[i] for i in real]),
-                [probabilities[i] for i in real],
-                [tuple(encoding["offset_mapping"][i]) for i in real],
-            )
-        )
-    return inspected
+    bar = {"console": Console(stderr=True), "transient": True, "disable": not show_progress}
+    return [_inspect(text, tokenizer, model) for text in track(texts, "Reading", **bar)]
 
 
 def render(inspected: Sequence[InspectedText], *, console: Console | None = None) -> None:
@@ -110,6 +127,50 @@ def render(inspected: Sequence[InspectedText], *, console: Console | None = None
             _print_plain(item, console)
     if colored:
         _print_legend(console)
+    if any(item.cuts for item in inspected):
+        console.print(CUT_NOTE, style="dim", markup=False)
+
+
+def _inspect(text: str, tokenizer: Any, model: Any) -> InspectedText:
+    import torch
+
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, offsets = encoding["input_ids"], [tuple(pair) for pair in encoding["offset_mapping"]]
+    probabilities, first_tokens = [], []
+    for first, last in _parts(text, offsets, encoding.word_ids(), model.config.max_position_embeddings - 2):
+        sequence = [tokenizer.cls_token_id, *ids[first:last], tokenizer.sep_token_id]
+        with torch.inference_mode():
+            probabilities += model(torch.tensor([sequence])).logits[0, 1:-1].sigmoid().tolist()
+        first_tokens.append(first)
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    return InspectedText(text, tokens, probabilities, offsets, tuple(offsets[i][0] for i in first_tokens[1:]))
+
+
+def _parts(
+    text: str, offsets: Sequence[tuple[int, int]], word_ids: Sequence[int | None], longest: int
+) -> Iterator[tuple[int, int]]:
+    """Tokens [first, last) of at most `longest` each, that together are all: of about equal lengths, well cut."""
+    tokens = len(offsets)
+    sentences = {match.end() for match in _SENTENCE_START.finditer(text)}
+    words = {match.start() for match in _WORD_START.finditer(text)}
+    first = 0
+    while tokens - first > longest:
+        even = -(-(tokens - first) // -(-(tokens - first) // longest))  # so that no short rest is left
+        fitting = range(first + 1, first + longest + 1)
+        last = next(
+            min(candidates, key=lambda i: abs(i - first - even))
+            for candidates in (
+                [i for i in fitting if offsets[i][0] in sentences and i - first >= even / 2],
+                [i for i in fitting if offsets[i][0] in words],
+                [i for i in fitting if word_ids[i] != word_ids[i - 1]],  # e.g. in Chinese, or at a hyphen
+                fitting,
+            )
+            if candidates
+        )
+        yield first, last
+        first = last
+    if first < tokens:
+        yield first, tokens
 
 
 def _discriminator_folder(folder: Path) -> Path:
@@ -152,27 +213,42 @@ def _load(folder: Path) -> Any:
 def _print_colored(item: InspectedText, console: Console) -> None:
     from rich.text import Text
 
-    line = Text(item.text)
+    line = Text(printable(item.text))
     for probability, (start, end) in zip(item.probabilities, item.offsets, strict=True):
         line.stylize(_style(probability, console), start, end)
-    console.print(line)
+    first, *others = line.divide(item.cuts)
+    console.print(Text.assemble(first, *(part for other in others for part in (("| ", "dim"), other))))
 
 
 def _print_legend(console: Console) -> None:
     from rich.text import Text
 
-    legend = Text("replaced: ", style="dim")
-    for percent in (0, 25, 50, 75, 100):
-        legend.append(f" {percent}% ", style=_style(percent / 100, console))
+    legend = Text.assemble(("replaced, from ", "dim"))
+    shown = None
+    for shade in SHADES:
+        style = _style(shade.percent / 100, console)
+        if style != shown:
+            legend.append(f" {shade.percent} ", style=style)
+        shown = style
+    legend.append(" percent up", style="dim")
     console.print(legend)
+    console.print(
+        "Underlined: the model says replaced. Shades are finest around 15%, which a model that can't tell gives every "
+        "token.",
+        style="dim",
+        markup=False,
+    )
 
 
 def _print_plain(item: InspectedText, console: Console) -> None:
     from rich.cells import cell_len
 
-    rows = ("", "")
-    for word, probabilities in item.words():
-        percents = "+".join(f"{100 * p:.0f}" for p in probabilities) + "%"
+    rows, columns, cuts = ("", ""), [], set(item.cuts)
+    for (first, _), (word, probabilities) in zip(item.word_spans(), item.words(), strict=True):
+        if item.offsets[first][0] in cuts:
+            columns.append(("|", ""))
+        columns.append((printable(word), "+".join(f"{100 * p:.0f}" for p in probabilities) + "%"))
+    for word, percents in columns:
         width = max(cell_len(word), len(percents))
         if rows[0] and cell_len(rows[0]) + width > console.width:
             _print_rows(rows, console)
@@ -187,9 +263,12 @@ def _print_rows(rows: tuple[str, str], console: Console) -> None:
 
 
 def _style(probability: float, console: Console) -> str:
-    if console.color_system in ("standard", "windows"):  # 16 colours, to which shades would be rounded at random
-        return "black on " + ("green" if probability < 1 / 3 else "yellow" if probability < 2 / 3 else "red")
-    low, middle, high = _COLORS
-    start, end, share = (low, middle, 2 * probability) if probability < 0.5 else (middle, high, 2 * probability - 1)
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(start, end, strict=True))
-    return f"black on rgb({red},{green},{blue})"
+    shade = SHADES[shade_index(probability)]
+    if console.color_system == "truecolor":
+        black, background = "#000000", shade.true_color
+    elif console.color_system == "256":
+        black, background = "color(16)", shade.indexed  # the "black" of the first 16 is grey in many themes
+    else:  # 16 colours, on a terminal or an old Windows console
+        black, background = "black", shade.basic
+    color = f"{black} on {background}" if background else "default"
+    return f"{color} underline" if probability >= VERDICT else color

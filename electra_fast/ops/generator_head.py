@@ -13,12 +13,16 @@ from electra_fast.ops.masking_sampling import sample_tokens
 
 
 class GeneratorSample(NamedTuple):
+    """What `linear_cross_entropy_sample` returns for M rows."""
+
     loss_sum: Tensor  # float32, 0-d: sum of weights * nll
     nll: Tensor  # float32 [M]: negative log-likelihood of the labels, in nats
     sampled_ids: Tensor  # int64 [M]
 
 
 class GeneratorSampleWithArgmax(NamedTuple):
+    """What `linear_cross_entropy_sample_with_argmax` returns: a `GeneratorSample` and the most likely tokens."""
+
     loss_sum: Tensor
     nll: Tensor
     sampled_ids: Tensor
