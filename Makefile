@@ -18,11 +18,12 @@ TRITON := "triton==3.7.1; sys_platform == 'linux'"
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test test-all lint format docs clean
 
 help:
 	@echo "make demo    set up, then train a small ELECTRA and look at it (minutes)"
 	@echo "make test    set up, then check style and run the tests"
+	@echo "make test-all  the slow forms of the tests too"
 	@echo "make lint    check style only"
 	@echo "make format  put the style right"
 	@echo "make docs    build the manual into build/docs; open build/docs/index.html"
@@ -33,6 +34,10 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest tests
+
+# What runs before a release: also the slow forms of the tests.
+test-all: lint
+	ELECTRA_FAST_TEST_ALL=1 $(BIN)/python -m pytest tests
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

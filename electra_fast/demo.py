@@ -36,6 +36,11 @@ def run_demo(output: Path, *, seed: int = 0, steps: int | None = None, overwrite
 
     output = Path(output)
     text, tokenizer, corpus = output / "text", output / "tokenizer", output / "corpus"
+    overrides = {"data.train": str(corpus / "train"), "data.valid": str(corpus / "valid"), "output": str(output)}
+    overrides["training.seed"] = seed
+    if steps is not None:
+        overrides["training.steps"] = steps
+    config = read_config("tiny", overrides)
 
     started = time.perf_counter()
     _say("1/4  Collecting English text from the documentation of Python, PyTorch and transformers")
@@ -55,11 +60,6 @@ def run_demo(output: Path, *, seed: int = 0, steps: int | None = None, overwrite
             prepare([text / f"{part}.txt"], tokenizer, corpus / part)
     _say(f"     set-up took {time.perf_counter() - started:.0f} s")
 
-    overrides = {"data.train": str(corpus / "train"), "data.valid": str(corpus / "valid"), "output": str(output)}
-    overrides["training.seed"] = seed
-    if steps is not None:
-        overrides["training.steps"] = steps
-    config = read_config("tiny", overrides)
     _say(f"4/4  Pretraining generator and discriminator, {config.training.steps:,} steps: {output}")
     started = time.perf_counter()
     result = pretrain(config, resume=not overwrite, overwrite=overwrite)

@@ -20,7 +20,11 @@ def flush(path: Path) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Replace `path` by a file that holds `text`, as UTF-8; a reader sees the old content or the new, never a part."""
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    flush(aside)
-    os.replace(aside, path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        flush(aside)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     flush(path.parent)

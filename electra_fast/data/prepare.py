@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from electra_fast.data.corpus import OFFSET_DTYPE, OFFSETS_FILE, TOKEN_DTYPES, CorpusMeta, Shard
 from electra_fast.data.documents import check_inputs, read_documents
+from electra_fast.files import flush
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -223,23 +224,13 @@ class _PartialFolder:
                 error.filename = str(self.output)
             return
         for path in (*self.partial.rglob("*"), self.partial):
-            _fsync(path)
+            flush(path)
         if self.output.exists():
             self.output.rename(self.replaced)
         self.partial.rename(self.output)
-        _fsync(self.output.parent)
+        flush(self.output.parent)
         if self.replaced.exists():
             shutil.rmtree(self.replaced)
-
-
-def _fsync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Writer:

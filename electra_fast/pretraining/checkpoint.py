@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from electra_fast.data.checksum import file_sha256, sealed, unsealed
+from electra_fast.files import flush
 
 FORMAT_VERSION = 1
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -55,7 +56,7 @@ def save_checkpoint(
     if target.exists():
         shutil.rmtree(target)
     aside.rename(target)
-    _flush(folder)
+    flush(folder)
     checkpoints = list_checkpoints(folder)
     later = checkpoints.index(target) + 1
     for path in checkpoints[: max(later - keep, 0)] + checkpoints[later:]:
@@ -71,8 +72,8 @@ def _write(aside: Path, step: int, model: nn.Module, optimizer: torch.optim.Opti
     state = {"format_version": FORMAT_VERSION, "step": step, "checksums": checksums, **state}
     (aside / "state.json").write_text(json.dumps(sealed(state), indent=2) + "\n", encoding="utf-8")
     for path in aside.iterdir():
-        _flush(path)
-    _flush(aside)
+        flush(path)
+    flush(aside)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -80,8 +81,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
-def load_newest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Path, dict[str, Any]] | None:
+def load_newest(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    check: Callable[[Path, dict[str, Any]], object] = lambda path, state: None,
+) -> tuple[Path, dict[str, Any]] | None:
     """Load the newest checkpoint of `folder` that is whole; warn of each damaged one that is passed over.
+
+    Args:
+        folder, model, optimizer: where from and what into.
+        check: is given each checkpoint's path and state before its weights are read; raises for one of another run.
 
     Returns:
         Its path and state; None where there is no checkpoint at all.
@@ -92,6 +102,7 @@ def load_newest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     checkpoints = list_checkpoints(folder)
     for path in reversed(checkpoints):
         try:
+            check(path, read_state(path))
             return path, load_checkpoint(path, model, optimizer)
         except DamagedCheckpoint as error:
             warnings.warn(f"{error}; trying the checkpoint before it", RuntimeWarning, stacklevel=2)
@@ -159,14 +170,3 @@ def _reason(error: Exception) -> str:
 
 def _optimizer_tensors(named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{name}.{moment}": optimizer.state[p][moment] for name, p in named.items() for moment in _MOMENTS}
-
-
-def _flush(path: Path) -> None:
-    """fsync a file or folder; folders can't be opened on Windows, where rename needs no such help."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,13 @@ class ConfigError(ValueError):
     """A setting the user can mend; the message says which and how."""
 
 
+COUNT = "between 1 and 2**31 - 1"  # what tensors' sizes and int32 tables can hold
+
+
+def _is_count(value: int) -> bool:
+    return 1 <= value < 2**31
+
+
 def _is_positive(value: float) -> bool:
     return 0 < value < math.inf
 
@@ -56,7 +63,7 @@ class TowerConfig:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            _check(getattr(self, name) >= 1, f"model.generator.{name}", getattr(self, name), "at least 1")
+            _check(_is_count(getattr(self, name)), f"model.generator.{name}", getattr(self, name), COUNT)
         _check(
             self.hidden_size % self.num_attention_heads == 0,
             "model.generator.hidden_size",
@@ -106,7 +113,7 @@ class ModelConfig:
             "intermediate_size",
             "max_position_embeddings",
         ):
-            _check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+            _check(_is_count(getattr(self, name)), f"model.{name}", getattr(self, name), COUNT)
         _check(
             self.hidden_size % self.num_attention_heads == 0,
             "model.hidden_size",
@@ -147,7 +154,7 @@ class ObjectiveConfig:
         _check(0 < self.mask_prob < 1, "objective.mask_prob", self.mask_prob, "between 0 and 1")
         _check(0 <= self.replace_prob <= 1, "objective.replace_prob", self.replace_prob, "in [0, 1]")
         most = self.max_per_sequence
-        _check(most is None or most >= 1, "objective.max_per_sequence", most, "at least 1, or null")
+        _check(most is None or _is_count(most), "objective.max_per_sequence", most, f"{COUNT}, or null")
         _check(_is_positive(self.temperature), "objective.temperature", self.temperature, "positive")
 
 
@@ -208,7 +215,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _check(_is_positive(self.lr), "optimizer.lr", self.lr, "positive")
-        _check(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        _check(0 <= self.warmup_steps < 2**31, "optimizer.warmup_steps", self.warmup_steps, "between 0 and 2**31 - 1")
         for name in ("beta1", "beta2"):
             _check(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "in [0, 1)")
         _check(_is_positive(self.eps), "optimizer.eps", self.eps, "positive")
@@ -242,9 +249,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "eval_batches", "keep_checkpoints"):
-            _check(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+            _check(_is_count(getattr(self, name)), f"training.{name}", getattr(self, name), COUNT)
         for name in ("eval_every", "save_every"):
-            _check(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "0 or more")
+            _check(0 <= getattr(self, name) < 2**31, f"training.{name}", getattr(self, name), "between 0 and 2**31 - 1")
         _check(0 <= self.seed < 2**63, "training.seed", self.seed, "between 0 and 2**63 - 1")
         known = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device)
         _check(known is not None, "training.device", self.device, "auto, cpu or cuda, or one GPU as cuda:1")

@@ -31,7 +31,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line that a killed run left unfinished is dropped."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
-    return [json.loads(line) for line in lines]
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is damaged: remove that line, or the file, to go on") from error
+    return rows
 
 
 def plot_curves(metrics: Path, picture: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from electra_fast.data.corpus import Corpus, CorpusMeta
 from electra_fast.data.loader import BatchLoader
-from electra_fast.data.tokenizer import load_tokenizer, save_tokenizer
+from electra_fast.data.tokenizer import save_tokenizer
 from electra_fast.models import ElectraConfig, ElectraForJointPreTraining, initialize_weights
 from electra_fast.ops.random import masking_seed, step_seed
 from electra_fast.ops.rtd_bce import auc
@@ -98,6 +99,7 @@ def pretrain(
     """
     output = Path(config.output)
     train_corpus, valid_corpus = _open_corpora(config)
+    tokenizer = train_corpus.load_tokenizer()  # a damaged one is better noticed now than after the training
     device = _device(config.training.device)
     goes_on = check_output(output, config, resume=resume, overwrite=overwrite)
 
@@ -107,8 +109,9 @@ def pretrain(
     optimizer = build_optimizer(model, config.optimizer)
     parameters = list(model.parameters())
     corpus_hash = train_corpus.meta.content_hash()
-    checkpoint = load_newest(output / "checkpoints", model, optimizer) if goes_on else None
-    start = 0 if checkpoint is None else _first_step(*checkpoint, config, corpus_hash)
+    check = partial(_check_checkpoint, config, corpus_hash)
+    checkpoint = load_newest(output / "checkpoints", model, optimizer, check) if goes_on else None
+    start = 0 if checkpoint is None else checkpoint[1]["step"]
 
     # Only now, when nothing of the user's can be wrong any more, is anything deleted or written.
     if overwrite:
@@ -191,7 +194,6 @@ def pretrain(
     if metrics is None and held_out:  # resumed after the last step
         metrics = held_out.evaluate(model)
     model.save_pretrained(output)
-    tokenizer = load_tokenizer(train_corpus.tokenizer_folder)
     for tower in ("discriminator", "generator"):
         save_tokenizer(tokenizer, output / tower)
     plot_curves(output / "metrics.jsonl", output / "curves.png")
@@ -288,15 +290,14 @@ def _deferred_signals() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _first_step(path: Path, state: dict[str, Any], config: PretrainConfig, corpus_hash: str) -> int:
-    """The number of updates in a checkpoint, where the run may go on from it."""
+def _check_checkpoint(config: PretrainConfig, corpus_hash: str, path: Path, state: dict[str, Any]) -> None:
+    """Raises ConfigError where the run can't go on from a checkpoint."""
     if state["corpus"] != corpus_hash:
         raise ConfigError(
             f"{config.data.train} is not the corpus that {path} was trained on: give that one, or another output"
         )
     if state["step"] > config.training.steps:
         raise ConfigError(f"{path} is past training.steps ({config.training.steps}): raise it, or give another output")
-    return state["step"]
 
 
 def _device(name: str) -> torch.device:
@@ -317,10 +318,10 @@ def _open_corpora(config: PretrainConfig) -> tuple[Corpus, Corpus | None]:
         raise ConfigError(
             "data.train is not set: give the folder that `electra-fast prepare` wrote (--data.train FOLDER)"
         )
-    train = Corpus.open(config.data.train)
+    train = Corpus.open(config.data.train, verify=True)
     if config.data.valid is None:
         return train, None
-    valid = Corpus.open(config.data.valid)
+    valid = Corpus.open(config.data.valid, verify=True)
     if valid.meta.tokenizer_sha256 != train.meta.tokenizer_sha256:
         raise ConfigError(
             f"{config.data.valid} was prepared with another tokenizer than {config.data.train}: prepare it again with "
