@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
 from electra_fast.arguments import ArgumentParser, UsageError, nearest, shown, type_words
 from electra_fast.pretraining.config import ConfigError, PretrainConfig, recipe_path
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def read_config(name: str | Path, overrides: Mapping[str, Any] | None = None) -> PretrainConfig:
@@ -118,8 +121,16 @@ def _check_key(key: str, value: Any, types: dict[str, Any]) -> None:
         raise ConfigError(f"{key} is a section and takes keys, e.g. {below[0]}; got {shown(value)}")
     if value is None and types[key] in (int, float, bool, str):  # jsonargparse would take the default
         raise ConfigError(f"{key} must not be null: give a value, or leave it out")
+    if isinstance(value, str) and not _is_text_for(types[key], value):  # jsonargparse would read it as YAML once more
+        raise ConfigError(f"{key} must be {type_words(types[key])}; got {shown(value)}")
     if isinstance(value, (dict, list, set)):  # quoted by jsonargparse in full, of any size
         raise ConfigError(f"{key} must be {type_words(types[key])}; got {shown(value)}")
+
+
+def _is_text_for(kind: Any, value: str) -> bool:
+    """Whether text in a config file can be a `kind`: as text, or as a number like 5e-4, which YAML 1.1 reads as text."""
+    kinds = get_args(kind) or (kind,)
+    return str in kinds or (float in kinds and _NUMBER.fullmatch(value) is not None)
 
 
 def _nearest(key: str, types: dict[str, Any]) -> str:
