@@ -122,7 +122,7 @@ MISTAKES = {
     "no value": (["pretrain", "--config", "tiny", "--optimizer.lr"], "--optimizer.lr"),
     "wrong type": (
         ["pretrain", "--config", "tiny", "--optimizer.lr", "fast"],
-        "optimizer.lr must be a number; got 'fast'",
+        "optimizer.lr must be a number; got fast",
     ),
     "fraction for a count": (
         ["pretrain", "--config", "tiny", "--training.steps", "2.5"],
@@ -218,9 +218,9 @@ BAD_FILES = {
     "optimizer: {lr: fast}": "optimizer.lr must be a number; got fast",
     "training: {steps: 2.5}": "training.steps must be a whole number; got 2.5",
     "training: {steps: true}": "training.steps must be a whole number; got True",
-    "training: {steps: --- 3}": "training.steps must be a whole number; got '--- 3'",
+    "training: {steps: --- 3}": "training.steps must be a whole number; got --- 3",
     "training: {steps: [1, 2]}": "training.steps must be a whole number",
-    "objective: {max_per_sequence: x}": "objective.max_per_sequence must be a whole number or null; got 'x'",
+    "objective: {max_per_sequence: x}": "objective.max_per_sequence must be a whole number or null; got x",
     "output:": "output must not be null",
     "model: 3": "model is a section and takes keys",
     "model: [1, 2]": "model is a section and takes keys",

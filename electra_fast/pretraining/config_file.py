@@ -122,13 +122,13 @@ def _check_key(key: str, value: Any, types: dict[str, Any]) -> None:
     if value is None and types[key] in (int, float, bool, str):  # jsonargparse would take the default
         raise ConfigError(f"{key} must not be null: give a value, or leave it out")
     if isinstance(value, str) and not _is_text_for(types[key], value):  # jsonargparse would read it as YAML once more
-        raise ConfigError(f"{key} must be {type_words(types[key])}; got {shown(value)}")
+        raise ConfigError(f"{key} must be {type_words(types[key])}; got {' '.join(value.split())[:80]}")
     if isinstance(value, (dict, list, set)):  # quoted by jsonargparse in full, of any size
         raise ConfigError(f"{key} must be {type_words(types[key])}; got {shown(value)}")
 
 
 def _is_text_for(kind: Any, value: str) -> bool:
-    """Whether text in a config file can be a `kind`: as text, or as a number like 5e-4, which YAML 1.1 reads as text."""
+    """Whether text can be a value of type `kind`: as text, or as a number like 5e-4, which YAML 1.1 takes for text."""
     kinds = get_args(kind) or (kind,)
     return str in kinds or (float in kinds and _NUMBER.fullmatch(value) is not None)
 
