@@ -20,22 +20,9 @@ from electra_fast.arguments import underscored
 from electra_fast.cli import COMMANDS, main, users_mistake
 from electra_fast.pretraining.config import ConfigError, PretrainConfig, recipe_names
 from electra_fast.pretraining.config_file import read_config
+from tests.small import SETTINGS as TINY
 
 ROOT = Path(__file__).parents[1]
-TINY = {
-    "model.hidden_size": 16,
-    "model.embedding_size": 8,
-    "model.num_hidden_layers": 1,
-    "model.num_attention_heads": 2,
-    "model.intermediate_size": 32,
-    "model.generator.hidden_size": 8,
-    "model.generator.num_hidden_layers": 1,
-    "model.generator.num_attention_heads": 1,
-    "model.generator.intermediate_size": 16,
-    "data.batch_size": 4,
-    "data.max_length": 16,
-    "training.device": "cpu",
-}
 WORDS = [
     "the",
     "a",

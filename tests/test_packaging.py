@@ -69,12 +69,13 @@ def _build(what: str, source: Path, folder: Path, **environment: str) -> str:
     return result.stdout.splitlines()[-1]
 
 
-def _environment(folder: Path, wheel: Path) -> Path:
-    """An environment with one wheel installed; its Python."""
+def _environment(folder: Path, wheel: Path | None = None) -> Path:
+    """An environment with one wheel installed, or none; its Python."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    install = ["install", "--quiet", "--no-deps", "--no-index", "--no-compile", str(wheel)]
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
+    if wheel is not None:
+        install = ["install", "--quiet", "--no-deps", "--no-index", "--no-compile", str(wheel)]
+        subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
     query = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     purelib = Path(subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip())
     lent = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
@@ -145,8 +146,9 @@ def test_without_a_compiler_the_install_succeeds_and_says_what_is_missing(tmp_pa
 
 
 def test_a_checkout_runs_where_it_lies(tmp_path: Path) -> None:
-    source = _copy(tmp_path)  # of its own: building the sdist compiles into the other one
-    seen = _look(sys.executable, source)
+    source = _copy(tmp_path)
+    # In an environment of its own: an editable install would lend its compiled extension to any checkout.
+    seen = _look(_environment(tmp_path / "env"), source)
     assert Path(seen["file"]) == source / "electra_fast" / "__init__.py"
     assert Path(seen["kernel"]) == source / "kernels" / "masking_sampling.py"
     assert seen["backend"] == "reference"
