@@ -17,16 +17,9 @@ T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-}  // namespace
+// --- masking_sampling ---
 
-PYBIND11_MODULE(_C, module) {
-  module.doc() = "C++ kernels for CPU; see electra_fast.ops.";
-
-  module.attr("MAX_SEQUENCE_LENGTH") = electra_fast::kMaxSequenceLength;
-
-  module.def("has_openmp", [] { return electra_fast::OpenMP::get().available(); },
-             "Whether parallel loops run on PyTorch's OpenMP threads.");
-
+void bind_masking_sampling(py::module_& module) {
   module.def(
       "mask_tokens",
       [](std::uintptr_t input_ids, std::uintptr_t cu_seqlens, std::uintptr_t row_ids, std::int64_t num_tokens,
@@ -59,4 +52,42 @@ PYBIND11_MODULE(_C, module) {
       py::arg("num_sequences"), py::arg("seed"), py::arg("mask_token_id"), py::arg("never_mask_ids"),
       py::arg("num_masked"), py::arg("mask_prob"), py::arg("replace_below"), py::arg("max_per_sequence"),
       py::arg("masked_ids"), py::arg("positions"), py::arg("labels"), py::arg("weights"), py::arg("threads"));
+}
+
+// --- generator_head ---
+
+void bind_generator_head(py::module_&) {}
+
+// --- rtd_bce ---
+
+void bind_rtd_bce(py::module_&) {}
+
+// --- layer_norm ---
+
+void bind_layer_norm(py::module_&) {}
+
+// --- embedding ---
+
+void bind_embedding(py::module_&) {}
+
+// --- gelu ---
+
+void bind_gelu(py::module_&) {}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "C++ kernels for CPU; see electra_fast.ops.";
+
+  module.attr("MAX_SEQUENCE_LENGTH") = electra_fast::kMaxSequenceLength;
+
+  module.def("has_openmp", [] { return electra_fast::OpenMP::get().available(); },
+             "Whether parallel loops run on PyTorch's OpenMP threads.");
+
+  bind_masking_sampling(module);
+  bind_generator_head(module);
+  bind_rtd_bce(module);
+  bind_layer_norm(module);
+  bind_embedding(module);
+  bind_gelu(module);
 }

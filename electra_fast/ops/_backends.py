@@ -23,12 +23,20 @@ from torch import Tensor
 BACKENDS = ("reference", "cpp", "triton")
 
 # Per operator: the backends beside the reference, and the dtypes of the tensor it is chosen by that each one takes.
+_CPP_FLOATS = (torch.float32, torch.bfloat16)
+_TRITON_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
+    # masking_sampling
     "mask_tokens": {"cpp": (torch.int64,), "triton": (torch.int64,)},
     "sample_tokens": {},
     "corrupt_tokens": {},
+    # generator_head
     "linear_cross_entropy_sample": {},
+    # rtd_bce
     "rtd_bce": {},
+    # layer_norm
+    # embedding
+    # gelu
 }
 
 
@@ -59,12 +67,22 @@ def use_backend(name: str) -> Iterator[None]:
     Enter it around a compiled function, not inside one: operators with kernels choose when the compiled code runs.
     """
     _check_name(name, "use_backend")
-    before = _choice.backend
-    _choice.backend = name
-    try:
+    with forced_backend(name):
         yield
-    finally:
-        _choice.backend = before
+
+
+class forced_backend:
+    """`use_backend` for a name that is known to be right; a class, because it is on the way of every backward pass."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._before = _choice.backend
+        _choice.backend = self._name
+
+    def __exit__(self, *_: object) -> None:
+        _choice.backend = self._before
 
 
 def select(operator: str, tensor: Tensor) -> str:

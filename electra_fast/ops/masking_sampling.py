@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from electra_fast.ops import _backends
+from electra_fast.ops._checks import check_tensor
 from electra_fast.ops._register import register
 from electra_fast.ops.random import as_seed, check_stream, philox, sequence_of_tokens, threshold, uniform53
 
@@ -121,9 +121,6 @@ def _mask_tokens_triton(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return mask_tokens_triton(*args, MASKING_STREAM)
 
 
-_MASK_TOKENS = {"reference": mask_tokens_reference, "cpp": _mask_tokens_cpp, "triton": _mask_tokens_triton}
-
-
 def _mask_tokens_shapes(
     input_ids: Tensor,
     cu_seqlens: Tensor,
@@ -140,35 +137,17 @@ def _mask_tokens_shapes(
     return torch.empty_like(input_ids), slots, torch.empty_like(slots), torch.empty_like(slots, dtype=torch.float32)
 
 
-@register("mask_tokens", shapes=_mask_tokens_shapes)
-def _mask_tokens(
-    input_ids: Tensor,
-    cu_seqlens: Tensor,
-    seed: Tensor,
-    row_ids: Tensor | None,
-    mask_token_id: int,
-    never_mask_ids: Sequence[int],
-    num_masked: int,
-    mask_prob: float,
-    replace_below: int,
-    max_per_sequence: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    backend = _backends.select("mask_tokens", input_ids)
-    if input_ids.device.type == "cpu" or os.environ.get("ELECTRA_FAST_DEBUG") == "1":
-        _check_cu_seqlens(cu_seqlens, input_ids.shape[0])
-    never = tuple(never_mask_ids)
-    return _MASK_TOKENS[backend](
-        input_ids,
-        cu_seqlens,
-        seed,
-        row_ids,
-        mask_token_id,
-        never,
-        num_masked,
-        mask_prob,
-        replace_below,
-        max_per_sequence,
-    )
+def _mask_tokens_check(input_ids: Tensor, cu_seqlens: Tensor, *_: Any) -> None:
+    _check_cu_seqlens(cu_seqlens, input_ids.shape[0])
+
+
+_mask_tokens = register(
+    "mask_tokens",
+    {"reference": mask_tokens_reference, "cpp": _mask_tokens_cpp, "triton": _mask_tokens_triton},
+    operator="mask_tokens",
+    shapes=_mask_tokens_shapes,
+    check_values=_mask_tokens_check,
+)
 
 
 def mask_tokens(
@@ -215,12 +194,12 @@ def mask_tokens(
     draws with replacement and so masks fewer, a defect not kept.
     """
     name = "mask_tokens"
-    _check_tensor(name, "input_ids", input_ids, 1, (torch.int64,), input_ids.device)
-    _check_tensor(name, "cu_seqlens", cu_seqlens, 1, (torch.int32, torch.int64), input_ids.device)
+    check_tensor(name, "input_ids", input_ids, 1, (torch.int64,), input_ids.device)
+    check_tensor(name, "cu_seqlens", cu_seqlens, 1, (torch.int32, torch.int64), input_ids.device)
     if cu_seqlens.shape[0] < 1:
         raise ValueError(f"{name}: cu_seqlens must have B + 1 entries, at least one; got none")
     if row_ids is not None:
-        _check_tensor(name, "row_ids", row_ids, 1, (torch.int64,), input_ids.device)
+        check_tensor(name, "row_ids", row_ids, 1, (torch.int64,), input_ids.device)
         if row_ids.shape != input_ids.shape:
             raise ValueError(f"{name}: row_ids has shape {tuple(row_ids.shape)}, input_ids {tuple(input_ids.shape)}")
     if num_masked < 0:
@@ -275,7 +254,7 @@ def mask_tokens_padded(
         included.
     """
     name = "mask_tokens_padded"
-    _check_tensor(name, "input_ids", input_ids, 2, (torch.int64,), input_ids.device)
+    check_tensor(name, "input_ids", input_ids, 2, (torch.int64,), input_ids.device)
     for argument, tensor in (("attention_mask", attention_mask), ("row_ids", row_ids)):
         if tensor is not None and tensor.shape != input_ids.shape:
             raise ValueError(f"{name}: {argument} has shape {tuple(tensor.shape)}, input_ids {tuple(input_ids.shape)}")
@@ -338,14 +317,6 @@ def _sample_tokens_shapes(
     return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
 
-@register("sample_tokens", shapes=_sample_tokens_shapes)
-def _sample_tokens(
-    logits: Tensor, seed: Tensor, row_ids: Tensor | None, disallow: Tensor | None, temperature: float, stream: int
-) -> Tensor:
-    _backends.select("sample_tokens", logits)
-    return sample_tokens_reference(logits, seed, row_ids, disallow, temperature, stream)
-
-
 def sample_tokens_reference(
     logits: Tensor, seed: Tensor, row_ids: Tensor | None, disallow: Tensor | None, temperature: float, stream: int
 ) -> Tensor:
@@ -363,6 +334,14 @@ def sample_tokens_reference(
     aim = torch.minimum(uniform53(word0, word1).unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
     # A row with a NaN has no law to draw from; its token must still index the embeddings, so that the loss can tell.
     return torch.searchsorted(cumulative, aim, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
+
+
+_sample_tokens = register(
+    "sample_tokens",
+    {"reference": sample_tokens_reference},
+    operator="sample_tokens",
+    shapes=_sample_tokens_shapes,
+)
 
 
 def sample_tokens(
@@ -401,7 +380,7 @@ def sample_tokens(
     for argument, tensor in (("disallow", disallow), ("row_ids", row_ids)):
         if tensor is None:
             continue
-        _check_tensor(name, argument, tensor, 1, (torch.int64,), logits.device)
+        check_tensor(name, argument, tensor, 1, (torch.int64,), logits.device)
         if tensor.shape[0] != logits.shape[0]:
             raise ValueError(f"{name}: {argument} has {tensor.shape[0]} entries, logits {logits.shape[0]} rows")
     if not 0.0 < temperature < math.inf:
@@ -431,9 +410,9 @@ def corrupt_tokens(input_ids: Tensor, positions: Tensor, sampled_ids: Tensor, we
     Source: ELECTRA paper, section 2; google-research/electra, run_pretraining.py (`_get_fake_data`).
     """
     name = "corrupt_tokens"
-    _check_tensor(name, "input_ids", input_ids, 1, (torch.int64,), input_ids.device)
-    _check_tensor(name, "positions", positions, 1, (torch.int64,), input_ids.device)
-    _check_tensor(name, "sampled_ids", sampled_ids, 1, (torch.int64,), input_ids.device)
+    check_tensor(name, "input_ids", input_ids, 1, (torch.int64,), input_ids.device)
+    check_tensor(name, "positions", positions, 1, (torch.int64,), input_ids.device)
+    check_tensor(name, "sampled_ids", sampled_ids, 1, (torch.int64,), input_ids.device)
     for argument, tensor in (("sampled_ids", sampled_ids), ("weights", weights)):
         if tensor.shape != positions.shape:
             raise ValueError(f"{name}: {argument} has shape {tuple(tensor.shape)}, positions {tuple(positions.shape)}")
@@ -445,17 +424,6 @@ def corrupt_tokens(input_ids: Tensor, positions: Tensor, sampled_ids: Tensor, we
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
-
-
-def _check_tensor(
-    operator: str, argument: str, tensor: Tensor, dim: int, dtypes: tuple[torch.dtype, ...], device: torch.device
-) -> None:
-    if tensor.dtype not in dtypes:
-        raise TypeError(f"{operator}: {argument} must be {' or '.join(map(str, dtypes))}, not {tensor.dtype}")
-    if tensor.dim() != dim:
-        raise ValueError(f"{operator}: {argument} must have {dim} dimension(s); got shape {tuple(tensor.shape)}")
-    if tensor.device != device:
-        raise ValueError(f"{operator}: {argument} lies on {tensor.device}, the other tensors on {device}")
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, num_tokens: int) -> None:

@@ -10,7 +10,6 @@ import torch
 
 from electra_fast import ops
 from electra_fast.ops import _backends
-from electra_fast.ops._register import register
 
 IDS = torch.zeros(4, dtype=torch.int64)
 
@@ -88,30 +87,3 @@ def test_availability_has_one_default_and_a_reason_for_each_absence():
             if row.backend == "triton" and row.device_type == "cpu" and row.missing:
                 with pytest.raises(RuntimeError):
                     _backends.select(row.operator, IDS)
-
-
-def test_an_operator_is_called_directly_in_eager_mode_and_is_one_node_when_compiled():
-    calls = []
-
-    def shapes(x: torch.Tensor, scale: float) -> torch.Tensor:
-        calls.append("shapes")
-        return torch.empty_like(x)
-
-    @register("test_scaled", shapes=shapes)
-    def scaled(x: torch.Tensor, scale: float) -> torch.Tensor:
-        calls.append("body")
-        return x * scale
-
-    x = torch.arange(6.0)
-    assert scaled(x, 2.0).tolist() == [0, 2, 4, 6, 8, 10]
-    assert calls == ["body"]
-
-    nodes = []
-
-    def keep(graph, inputs):
-        nodes.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
-        return graph
-
-    compiled = torch.compile(lambda x: scaled(x, 3.0), fullgraph=True, backend=keep)
-    assert torch.equal(compiled(x), 3 * x)
-    assert nodes == ["electra_fast.test_scaled.default"]
