@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from electra_fast.models.electra import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, ElectraModel
+from electra_fast.models.electra import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
+from electra_fast.models.encoder import STREAMS_PER_TOWER, encode, generator_hidden
 from electra_fast.models.initialization import initialize_weights
 from electra_fast.models.progress import hidden_progress_bars
 from electra_fast.ops.generator_head import linear_cross_entropy_sample, linear_cross_entropy_sample_with_argmax
@@ -23,7 +24,10 @@ from electra_fast.ops.rtd_bce import RTDLoss, rtd_bce
 from electra_fast.packing import Packing, packing_of_full, packing_of_lengths, packing_of_mask
 
 FORMAT_VERSION = 1
+# Streams of one seed: the sampling's, then those of each tower's dropout.
 SAMPLING_STREAM = 1
+GENERATOR_STREAM = STREAMS_PER_TOWER
+DISCRIMINATOR_STREAM = 2 * STREAMS_PER_TOWER
 TIED_EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
 TIE_CHOICES = ("shared", "untied", "all")
 
@@ -51,6 +55,8 @@ class Corruption(NamedTuple):
     argmax_ids: Tensor | None  # int64 [M], where asked for
     corrupted_ids: Tensor  # int64 [T]
     is_replaced: Tensor  # bool [T]
+    seed: Tensor  # int64, 0-d: of the sampling and of the dropout
+    row_ids: Tensor  # int64 [T], names of the tokens for the random numbers
 
 
 class ElectraForJointPreTraining(nn.Module):
@@ -146,7 +152,8 @@ class ElectraForJointPreTraining(nn.Module):
             token_type_ids: int64, the shape of input_ids; None: zeros.
             sequence_ids: int64 [B], names each sequence for the random numbers, so that the same text gets the same
                 masks whatever batch it lands in; None: 0..B-1.
-            seed: of the sampling; None draws one from torch's default generator. Dropout uses torch's generator.
+            seed: of the sampling and the dropout; None draws one from torch's default generator. The attention's
+                dropout uses that generator.
             mask_seed: of the masking; None: splitmix64(seed).
             cu_seqlens: int32 or int64 [B + 1], sequence boundaries of packed input.
             num_masked: slots M for masked positions; None: enough for every sequence.
@@ -161,8 +168,8 @@ class ElectraForJointPreTraining(nn.Module):
             raise ValueError(
                 f"token_type_ids has shape {tuple(token_type_ids.shape)}, input_ids {tuple(input_ids.shape)}"
             )
-        if token_type_ids is not None and packing.is_packed:
-            token_type_ids = packing.pad(token_type_ids)
+        if token_type_ids is not None and not packing.is_packed:
+            token_type_ids = packing.unpad(token_type_ids)
         corruption = self.corrupt(
             input_ids if packing.is_packed else packing.unpad(input_ids),
             packing,
@@ -172,7 +179,13 @@ class ElectraForJointPreTraining(nn.Module):
             mask_seed=mask_seed,
             num_masked=num_masked,
         )
-        logits = self.discriminate(corruption.corrupted_ids, packing, token_type_ids=token_type_ids)
+        logits = self.discriminate(
+            corruption.corrupted_ids,
+            packing,
+            token_type_ids=token_type_ids,
+            seed=corruption.seed,
+            row_ids=corruption.row_ids,
+        )
         rtd = rtd_bce(logits, corruption.is_replaced, packing.is_real)
 
         if masked_count is None:
@@ -237,7 +250,7 @@ class ElectraForJointPreTraining(nn.Module):
     ) -> Corruption:
         """The generator's half: mask flat `input_ids` [T], predict, sample, and put the samples in.
 
-        `token_type_ids` is padded, [B, S]; the other arguments are those of `forward`.
+        `token_type_ids` is flat too; the other arguments are those of `forward`.
         """
         device = input_ids.device
         seed = draw_seed(device) if seed is None else as_seed(seed, device)
@@ -272,10 +285,18 @@ class ElectraForJointPreTraining(nn.Module):
             seed=mask_seed,
             row_ids=row_ids,
         )
-        hidden_states = _encode(self.generator.electra, masked.input_ids, packing, token_type_ids)
-        # Only masked positions go through the vocabulary projection. The tail's index is out of range, hence the clamp.
-        index = packing.padded_index[masked.positions].clamp(max=packing.batch_size * packing.max_seqlen - 1)
-        hidden = self.generator.generator_predictions(hidden_states.flatten(0, 1).index_select(0, index))  # (M, E)
+        hidden_states = encode(
+            self.generator.electra,
+            masked.input_ids,
+            packing,
+            token_type_ids=token_type_ids,
+            seed=seed,
+            stream=GENERATOR_STREAM,
+            row_ids=row_ids,
+        )
+        # Only masked positions go through the vocabulary projection.
+        hidden_states = hidden_states.index_select(0, masked.positions)
+        hidden = generator_hidden(self.generator.generator_predictions, hidden_states)  # [M, E]
         head = linear_cross_entropy_sample_with_argmax if with_argmax else linear_cross_entropy_sample
         loss_sum, nll, sampled_ids, *argmax_ids = head(
             hidden,
@@ -290,12 +311,32 @@ class ElectraForJointPreTraining(nn.Module):
             row_ids=row_ids[masked.positions],
         )
         corrupted_ids, is_replaced = corrupt_tokens(input_ids, masked.positions, sampled_ids, masked.weights)
-        return Corruption(masked, loss_sum, nll, sampled_ids, *(argmax_ids or [None]), corrupted_ids, is_replaced)
+        argmax = argmax_ids[0] if argmax_ids else None
+        return Corruption(masked, loss_sum, nll, sampled_ids, argmax, corrupted_ids, is_replaced, seed, row_ids)
 
-    def discriminate(self, input_ids: Tensor, packing: Packing, *, token_type_ids: Tensor | None = None) -> Tensor:
-        """The discriminator's logits [T] for flat `input_ids` [T]; large means replaced. The tail gets 0."""
-        hidden_states = _encode(self.discriminator.electra, input_ids, packing, token_type_ids)
-        return packing.unpad(self.discriminator.discriminator_predictions(hidden_states))
+    def discriminate(
+        self,
+        input_ids: Tensor,
+        packing: Packing,
+        *,
+        token_type_ids: Tensor | None = None,
+        seed: Tensor | None = None,
+        row_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The discriminator's logits [T] for flat `input_ids` [T]; large means replaced. The tail's mean nothing.
+
+        `token_type_ids` is flat; `seed` and `row_ids` are the dropout's, in training mode.
+        """
+        hidden_states = encode(
+            self.discriminator.electra,
+            input_ids,
+            packing,
+            token_type_ids=token_type_ids,
+            seed=seed,
+            stream=DISCRIMINATOR_STREAM,
+            row_ids=row_ids,
+        )
+        return self.discriminator.discriminator_predictions(hidden_states)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `folder/generator`, `folder/discriminator` (transformers loads both) and `folder/electra_fast.json`."""
@@ -341,15 +382,6 @@ OPTIONS = (
     "discriminator_weight",
     "tie",
 )
-
-
-def _encode(tower: ElectraModel, input_ids: Tensor, packing: Packing, token_type_ids: Tensor | None) -> Tensor:
-    """Flat ids [T] through a tower of transformers: hidden states [B, S, H]."""
-    return tower(
-        input_ids=packing.pad(input_ids, fill=tower.config.pad_token_id or 0),
-        attention_mask=packing.padding_mask,
-        token_type_ids=token_type_ids,
-    ).last_hidden_state
 
 
 def _check_configs(generator: ElectraConfig, discriminator: ElectraConfig, tie: str) -> None:
