@@ -1,7 +1,7 @@
 """Compiles the Triton kernels ahead of time, without a GPU, and looks at the machine code.
 
-Each room lists its kernels in `cases_<room>.py`, a function `cases() -> list[Case]`: one case for each row of its launch
-table and each dtype. `python -m tests.kernels.ahead_of_time [ROOM ...]` prints the table for all targets.
+Each room lists its kernels in `cases_<room>.py`, a function `cases() -> list[Case]`: one case for each row of its
+launch table and each dtype. `python -m tests.kernels.ahead_of_time [ROOM ...]` prints the table for all targets.
 """
 
 from __future__ import annotations
