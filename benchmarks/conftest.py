@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 from collections.abc import Callable, Mapping
@@ -87,9 +88,12 @@ def device() -> str:
 
 
 @pytest.fixture
-def copies(device: str) -> Callable[..., list[Arguments]]:
-    """`copies(make_inputs, num_bytes=None)`: argument tuples, more than the caches hold; see `inputs.copies`."""
-    return partial(benchmark_inputs.copies, device)
+def copies(device: str, benchmark: Any) -> Callable[..., list[Arguments]]:
+    """`copies(make_inputs, num_bytes=None)`: argument tuples, more than the caches hold; see `inputs.copies`.
+
+    Under --benchmark-disable two are enough.
+    """
+    return partial(benchmark_inputs.copies, device if benchmark.enabled else None)
 
 
 @pytest.fixture
@@ -163,16 +167,21 @@ def compare(request: pytest.FixtureRequest, benchmark: Any, device: str) -> Call
         timer = timing.make_timer(device, contestants)
         seconds: dict[str, list[float]] = {key: [] for key in contestants}
 
+        rounds = timing.choose_rounds(timer)
+        turns = itertools.count()
+
         def time_the_others() -> None:
+            turn = next(turns)
             for key, measure in timer.measure.items():
-                if key != "ours":
+                # Spread evenly over the rounds.
+                if key != "ours" and (turn + 1) * rounds[key] // rounds["ours"] > turn * rounds[key] // rounds["ours"]:
                     seconds[key].append(measure())
 
         def time_ours() -> None:
             seconds["ours"].append(timer.measure["ours"]())
             _clock.now += seconds["ours"][-1]
 
-        benchmark.pedantic(time_ours, setup=time_the_others, rounds=timing.choose_rounds(timer))
+        benchmark.pedantic(time_ours, setup=time_the_others, rounds=rounds["ours"])
         first = inputs[0][0]
         row = Row(
             room=request.path.stem.removeprefix("bench_"),

@@ -85,10 +85,8 @@ def format_table(rows: list[Row], *, markdown: bool = False) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    for unit, factor in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= factor:
-            break
-    return f"{seconds / factor:.3g} {unit}"
+    unit, factor = next(pair for pair in (("s", 1.0), ("ms", 1e-3), ("µs", 0.0)) if seconds >= pair[1])
+    return f"{seconds / (factor or 1e-6):.3g} {unit}"
 
 
 def _bytes(count: int | None) -> str:
