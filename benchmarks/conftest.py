@@ -167,7 +167,7 @@ def compare(request: pytest.FixtureRequest, benchmark: Any, device: str) -> Call
         timer = timing.make_timer(device, contestants)
         seconds: dict[str, list[float]] = {key: [] for key in contestants}
 
-        rounds = timing.choose_rounds(timer)
+        rounds = timing.choose_rounds(device, timer)
         turns = itertools.count()
 
         def time_the_others() -> None:

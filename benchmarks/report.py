@@ -203,13 +203,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="FOLDER", help="where the page goes")
     parser.add_argument("--print", action="store_true", help="print the tables instead of writing the page")
     options = parser.parse_args(arguments)
-    if options.save:
-        for path in options.files:
-            print(save(path, options.results))
-    results = newest(options.results) if options.save or not options.files else [Result.read(p) for p in options.files]
+    try:
+        if options.save:
+            options.files = [save(path, options.results) for path in options.files]
+            print(*options.files, sep="\n")
+        # What is printed is what was named; the page always shows all devices.
+        every = not options.files or (options.save and not options.print)
+        results = newest(options.results) if every else [Result.read(path) for path in options.files]
+    except (OSError, ValueError, KeyError) as error:
+        parser.error(f"{type(error).__name__}: {error}")
     if options.print:
         for result in results:
-            print(f"\n{result.device}, {result.date}, commit {result.revision}\n{format_table(result.rows)}")
+            print(
+                f"\n{result.device}, {result.date}, commit {result.revision}\n{format_table(result.rows, brief=True)}"
+            )
         return 0
     for result in results:
         draw(result, options.docs / "images" / f"performance-{result.slug}.png")

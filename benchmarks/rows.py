@@ -70,11 +70,15 @@ def cells(row: Row, rivals: list[str]) -> dict[str, str]:
     }
 
 
-def format_table(rows: list[Row], *, markdown: bool = False) -> str:
-    """The rows in columns, without those that are empty throughout."""
+_LEFT_OUT_OF_BRIEF = ("±", "asked", "memory", "plain's")
+
+
+def format_table(rows: list[Row], *, markdown: bool = False, brief: bool = False) -> str:
+    """The rows in columns, without those that are empty throughout; `brief` leaves out what the ratio does not need."""
     rivals = list(dict.fromkeys(rival for row in rows for rival in row.rivals))
     table = [cells(row, rivals) for row in rows]
     titles = [title for title in table[0] if any(line[title] for line in table)]
+    titles = [title for title in titles if not brief or title not in _LEFT_OUT_OF_BRIEF]
     lines = [titles, *([line[title] for title in titles] for line in table)]
     if markdown:
         lines.insert(1, ["---" if title in titles[:4] else "---:" for title in titles])
