@@ -18,7 +18,7 @@ TRITON := "triton==3.7.1; sys_platform == 'linux'"
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs clean
+.PHONY: help demo test test-all lint format docs bench clean
 
 help:
 	@echo "make demo    set up, then train a small ELECTRA and look at it (minutes)"
@@ -27,6 +27,7 @@ help:
 	@echo "make lint    check style only"
 	@echo "make format  put the style right"
 	@echo "make docs    build the manual into build/docs; open build/docs/index.html"
+	@echo "make bench   measure the operators and write docs/performance.md (minutes; a quiet machine)"
 	@echo "make clean   remove what building and testing left, and .venv"
 
 demo: $(VENV)/.installed
@@ -50,6 +51,11 @@ format: $(VENV)/.installed-dev
 # The variable silences the theme's advertisement of its successor.
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+bench: $(VENV)/.installed-dev
+	mkdir -p build
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=build/benchmark.json
+	$(BIN)/python -m benchmarks.report --save build/benchmark.json
 
 $(VENV)/.torch: Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 10) and f"electra-fast needs Python 3.10 or newer, and $(PYTHON) is {v}: make PYTHON=/path/to/python3.10 ...")'

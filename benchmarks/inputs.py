@@ -30,17 +30,19 @@ def rotation_bytes(device: str) -> int:
     return min(2 * largest, _CPU_ROTATION)
 
 
-def copies(device: str, make_inputs: Callable[[], Arguments], num_bytes: int | None = None) -> list[Arguments]:
+def copies(device: str | None, make_inputs: Callable[[], Arguments], num_bytes: int | None = None) -> list[Arguments]:
     """As many argument tuples as it takes to fill the caches, at least two, each from a call of `make_inputs`.
 
     Args:
-        make_inputs: makes a tuple of arguments with fresh values on `device`.
+        device: "cpu" or "cuda", whose caches to fill; None makes two tuples.
+        make_inputs: makes a tuple of arguments with fresh values on the device.
         num_bytes: what one tuple adds to the memory in use; default: the size of its tensors. Give it where they share.
     """
     first = make_inputs()
     if num_bytes is None:
         num_bytes = sum(value.nbytes for value in first if isinstance(value, Tensor))
-    count = min(_MOST_COPIES[device], max(2, -(-rotation_bytes(device) // max(num_bytes, 1))))
+    wanted = -(-rotation_bytes(device) // max(num_bytes, 1)) if device else 0
+    count = max(2, min(wanted, _MOST_COPIES.get(device, 2)))
     return [first] + [make_inputs() for _ in range(count - 1)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 from collections.abc import Callable
@@ -16,6 +17,15 @@ import torch
 # Triton reads this when it is first imported, which no test does before this file is loaded.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A machine with a GPU may lack the command line's libraries: what needs them is then left out.
+_OF_THE_COMMAND_LINE = ["fuzz", "pretraining", *(f"test_{name}.py" for name in ("cli", "demo", "docs", "errors"))]
+_OF_THE_COMMAND_LINE += [f"test_{name}.py" for name in ("info", "inspect", "paths")]
+collect_ignore = [] if importlib.util.find_spec("jsonargparse") else _OF_THE_COMMAND_LINE
+
+
+def pytest_report_header() -> str | None:
+    return f"jsonargparse is not installed; left out: {', '.join(collect_ignore)}" if collect_ignore else None
 
 
 @pytest.fixture
