@@ -1,0 +1,126 @@
+// Rows of numbers: dropout, layer normalisation and its gradient, as pieces that inline into the loops of a kernel.
+//
+// A kernel holds a row as floats in a buffer of kMaxWidth, which stays in the first-level cache between the pieces.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "numeric.h"
+
+namespace electra_fast {
+
+constexpr std::int64_t kMaxWidth = 8192;  // columns; a multiple of 128, as draw_factors wants it
+
+// An element is dropped where its random word is at most `last_dropped`: the threshold less 1, which fits 32 bits even
+// where p rounds to 1. The others are multiplied by `scale`.
+struct Dropout {
+  std::uint64_t seed;
+  std::uint32_t stream, last_dropped;
+  float scale;
+};
+
+// What to multiply the columns [0, n) of a row by. `factors` needs room for the next multiple of 4 * kDrawn columns.
+constexpr int kDrawn = 32;  // Philox calls at a time
+ELECTRA_FAST_INLINE void draw_factors(const Dropout& dropout, std::int64_t row_id, std::int64_t n, float* factors) {
+  for (std::int64_t first = 0; 4 * first < n; first += kDrawn) {
+    // `philox`, round by round over all the calls. In 64-bit lanes, of which only the low half counts: a product then
+    // leaves both its words where they are needed, and three times as many come out (GCC 12) as from 32-bit lanes.
+    std::uint64_t c0[kDrawn], c1[kDrawn], c2[kDrawn], c3[kDrawn];
+    std::uint32_t key0 = static_cast<std::uint32_t>(dropout.seed), key1 = static_cast<std::uint32_t>(dropout.seed >> 32);
+    for (int i = 0; i < kDrawn; ++i) {
+      c0[i] = static_cast<std::uint64_t>(first + i);
+      c1[i] = static_cast<std::uint64_t>(row_id) & 0xFFFFFFFF;
+      c2[i] = static_cast<std::uint64_t>(row_id) >> 32;
+      c3[i] = dropout.stream;
+    }
+    for (int round = 0; round < 10; ++round) {
+      for (int i = 0; i < kDrawn; ++i) {
+        const std::uint64_t product0 = (c0[i] & 0xFFFFFFFF) * 0xD2511F53, product1 = (c2[i] & 0xFFFFFFFF) * 0xCD9E8D57;
+        c0[i] = (product1 >> 32) ^ c1[i] ^ key0;
+        c1[i] = product1;
+        c2[i] = (product0 >> 32) ^ c3[i] ^ key1;
+        c3[i] = product0;
+      }
+      key0 += 0x9E3779B9;
+      key1 += 0xBB67AE85;
+    }
+    float* out = factors + 4 * first;
+    for (int i = 0; i < kDrawn; ++i) {
+      out[4 * i] = static_cast<std::uint32_t>(c0[i]) > dropout.last_dropped ? dropout.scale : 0.0F;
+      out[4 * i + 1] = static_cast<std::uint32_t>(c1[i]) > dropout.last_dropped ? dropout.scale : 0.0F;
+      out[4 * i + 2] = static_cast<std::uint32_t>(c2[i]) > dropout.last_dropped ? dropout.scale : 0.0F;
+      out[4 * i + 3] = static_cast<std::uint32_t>(c3[i]) > dropout.last_dropped ? dropout.scale : 0.0F;
+    }
+  }
+}
+
+struct Moments {
+  float mean, rstd;  // rstd = 1 / sqrt(variance + eps)
+};
+
+// Fills `row` with value(column); the moments need a second pass. The rounded mean is off by a little, which that pass
+// measures: without it a constant row of large values would seem to vary.
+template <class Value>
+ELECTRA_FAST_INLINE Moments fill_row(std::int64_t n, float eps, float* row, const Value& value) {
+  float sum = 0.0F;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float x = value(i);
+    row[i] = x;
+    sum += x;
+  }
+  const float count = static_cast<float>(n);
+  const float mean = sum / count;
+  float rest = 0.0F, squares = 0.0F;
+#pragma omp simd reduction(+ : rest, squares)
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float centred = row[i] - mean;
+    rest += centred;
+    squares += centred * centred;
+  }
+  const float correction = rest / count;
+  const float variance = squares / count - correction * correction;
+  // Rounding may leave a variance just below 0, but a NaN must stay one.
+  return {mean + correction, 1.0F / std::sqrt((variance < 0.0F ? 0.0F : variance) + eps)};
+}
+
+ELECTRA_FAST_INLINE float standardised(float x, const Moments& moments) { return (x - moments.mean) * moments.rstd; }
+
+// Means over a row of g = dy * weight and of g * x_hat, which the gradient needs before its first element.
+struct GradientMeans {
+  float g, g_x_hat;
+};
+
+// x_hat is the standardised row. Adds the row's part to dweight [n] and dbias [n], unless dweight is null.
+template <class Gradient>
+ELECTRA_FAST_INLINE GradientMeans gradient_means(std::int64_t n, const Gradient* dy, const float* x_hat,
+                                                 const float* weight, float* dweight, float* dbias) {
+  float g_sum = 0.0F, g_x_hat_sum = 0.0F;
+  if (dweight != nullptr) {
+#pragma omp simd reduction(+ : g_sum, g_x_hat_sum)
+    for (std::int64_t i = 0; i < n; ++i) {
+      const float upstream = load(dy + i), g = upstream * weight[i];
+      g_sum += g;
+      g_x_hat_sum += g * x_hat[i];
+      dweight[i] += upstream * x_hat[i];
+      dbias[i] += upstream;
+    }
+  } else {
+#pragma omp simd reduction(+ : g_sum, g_x_hat_sum)
+    for (std::int64_t i = 0; i < n; ++i) {
+      const float g = load(dy + i) * weight[i];
+      g_sum += g;
+      g_x_hat_sum += g * x_hat[i];
+    }
+  }
+  const float count = static_cast<float>(n);
+  return {g_sum / count, g_x_hat_sum / count};
+}
+
+// The gradient with respect to one element of what was normalised.
+ELECTRA_FAST_INLINE float gradient(float dy, float x_hat, float weight, const GradientMeans& means, float rstd) {
+  return rstd * (dy * weight - means.g - x_hat * means.g_x_hat);
+}
+
+}  // namespace electra_fast
