@@ -36,6 +36,7 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "rtd_bce": {},
     # layer_norm
     # embedding
+    "embedding_layer_norm": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     # gelu
 }
 
