@@ -23,3 +23,27 @@ def mask_tokens(
     weights: int,
     threads: int,
 ) -> None: ...
+def rtd_bce_float32(
+    *,
+    logits: int,
+    is_replaced: int,
+    mask: int,
+    num_tokens: int,
+    loss_sum: int,
+    counts: int,
+    histogram: int,
+    gradient: int,
+    threads: int,
+) -> None: ...
+def rtd_bce_bfloat16(
+    *,
+    logits: int,
+    is_replaced: int,
+    mask: int,
+    num_tokens: int,
+    loss_sum: int,
+    counts: int,
+    histogram: int,
+    gradient: int,
+    threads: int,
+) -> None: ...
