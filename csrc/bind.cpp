@@ -9,6 +9,7 @@
 #include "embedding.h"
 #include "masking_sampling.h"
 #include "parallel.h"
+#include "rtd_bce.h"
 
 namespace py = pybind11;
 
@@ -62,7 +63,32 @@ void bind_generator_head(py::module_&) {}
 
 // --- rtd_bce ---
 
-void bind_rtd_bce(py::module_&) {}
+template <class T>
+void call_rtd_bce(std::uintptr_t logits, std::uintptr_t is_replaced, std::uintptr_t mask, std::int64_t num_tokens,
+                  std::uintptr_t loss_sum, std::uintptr_t counts, std::uintptr_t histogram, std::uintptr_t gradient,
+                  int threads) {
+  electra_fast::RTDBCE<T> call{};
+  call.logits = at<const T>(logits);
+  call.is_replaced = at<const std::uint8_t>(is_replaced);
+  call.mask = at<const std::uint8_t>(mask);
+  call.num_tokens = num_tokens;
+  call.loss_sum = at<float>(loss_sum);
+  call.counts = at<std::int64_t>(counts);
+  call.histogram = at<std::int64_t>(histogram);
+  call.gradient = at<T>(gradient);
+  const py::gil_scoped_release unlocked;
+  electra_fast::rtd_bce(call, threads);
+}
+
+void bind_rtd_bce(py::module_& module) {
+  const auto define = [&module](const char* name, auto* function) {
+    module.def(name, function, py::kw_only(), py::arg("logits"), py::arg("is_replaced"), py::arg("mask"),
+               py::arg("num_tokens"), py::arg("loss_sum"), py::arg("counts"), py::arg("histogram"),
+               py::arg("gradient"), py::arg("threads"));
+  };
+  define("rtd_bce_float32", call_rtd_bce<float>);
+  define("rtd_bce_bfloat16", call_rtd_bce<electra_fast::bfloat16>);
+}
 
 // --- layer_norm ---
 

@@ -64,4 +64,27 @@ def layer_norm_backward(
     dbias: int,
     threads: int,
     /,
+def rtd_bce_float32(
+    *,
+    logits: int,
+    is_replaced: int,
+    mask: int,
+    num_tokens: int,
+    loss_sum: int,
+    counts: int,
+    histogram: int,
+    gradient: int,
+    threads: int,
+) -> None: ...
+def rtd_bce_bfloat16(
+    *,
+    logits: int,
+    is_replaced: int,
+    mask: int,
+    num_tokens: int,
+    loss_sum: int,
+    counts: int,
+    histogram: int,
+    gradient: int,
+    threads: int,
 ) -> None: ...

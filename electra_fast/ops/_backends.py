@@ -33,7 +33,7 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     # generator_head
     "linear_cross_entropy_sample": {},
     # rtd_bce
-    "rtd_bce": {},
+    "rtd_bce": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     # layer_norm
     "layer_norm": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     "dropout_add_layer_norm": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},

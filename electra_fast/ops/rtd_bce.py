@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from electra_fast.ops._backends import select
+from electra_fast.ops import _backends
+from electra_fast.ops._register import register
 
 HISTOGRAM_BINS = 1024
 BINS_PER_LOGIT = 32
@@ -30,25 +31,97 @@ class RTDLoss(NamedTuple):
     score_histogram: Tensor
 
 
-def rtd_bce_reference(logits: Tensor, is_replaced: Tensor, mask: Tensor) -> RTDLoss:
+def rtd_bce_reference(
+    logits: Tensor, is_replaced: Tensor, mask: Tensor, needs_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`loss_sum`, the five counts [5], the histogram, and the gradient of `loss_sum` ([0] where it isn't needed)."""
     scores = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    losses = F.binary_cross_entropy_with_logits(scores, is_replaced.to(scores.dtype), reduction="none")
-    loss_sum = torch.where(mask, losses, 0).sum()
+    # How far a logit lies on the wrong side. By its sign alone, so that infinities have the loss they tend to.
+    wrong = torch.where(is_replaced, -scores, scores)
+    loss_sum = torch.where(mask, -F.logsigmoid(-wrong), 0).sum()
 
-    predicted = scores.detach() > 0
-    bins = (torch.nan_to_num(scores.detach()) * BINS_PER_LOGIT).floor() + HISTOGRAM_BINS // 2
+    predicted = scores > 0
+    counts = torch.stack(
+        [
+            mask.sum(),
+            (mask & predicted & is_replaced).sum(),
+            (mask & predicted & ~is_replaced).sum(),
+            (mask & ~predicted & ~is_replaced).sum(),
+            (mask & ~predicted & is_replaced).sum(),
+        ]
+    )
+    bins = (torch.nan_to_num(scores) * BINS_PER_LOGIT).floor() + HISTOGRAM_BINS // 2
     bins = bins.clamp(0, HISTOGRAM_BINS - 1).long() + is_replaced * HISTOGRAM_BINS
     histogram = torch.zeros(2 * HISTOGRAM_BINS, dtype=torch.int64, device=logits.device)
     histogram.scatter_add_(0, bins.flatten(), mask.flatten().long())
-    return RTDLoss(
-        loss_sum,
-        mask.sum(),
-        (mask & predicted & is_replaced).sum(),
-        (mask & predicted & ~is_replaced).sum(),
-        (mask & ~predicted & ~is_replaced).sum(),
-        (mask & ~predicted & is_replaced).sum(),
-        histogram.view(2, HISTOGRAM_BINS),
+
+    gradient = logits.new_empty(0)
+    if needs_gradient:
+        probability = wrong.sigmoid()
+        gradient = torch.where(mask, torch.where(is_replaced, -probability, probability), 0).to(logits.dtype)
+    return loss_sum, counts, histogram.view(2, HISTOGRAM_BINS), gradient
+
+
+def _rtd_bce_cpp(
+    logits: Tensor, is_replaced: Tensor, mask: Tensor, needs_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    outputs = loss_sum, counts, histogram, gradient = _rtd_bce_shapes(logits, is_replaced, mask, needs_gradient)
+    extension = _backends.extension()
+    run = extension.rtd_bce_float32 if logits.dtype == torch.float32 else extension.rtd_bce_bfloat16
+    run(
+        logits=logits.data_ptr(),
+        is_replaced=is_replaced.data_ptr(),
+        mask=mask.data_ptr(),
+        num_tokens=logits.numel(),
+        loss_sum=loss_sum.data_ptr(),
+        counts=counts.data_ptr(),
+        histogram=histogram.data_ptr(),
+        gradient=gradient.data_ptr() if needs_gradient else 0,
+        threads=torch.get_num_threads(),
     )
+    return outputs
+
+
+def _rtd_bce_triton(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from electra_fast.kernels.rtd_bce import rtd_bce_triton
+
+    return rtd_bce_triton(*args)
+
+
+def _rtd_bce_shapes(
+    logits: Tensor, is_replaced: Tensor, mask: Tensor, needs_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        logits.new_empty((), dtype=torch.promote_types(logits.dtype, torch.float32)),
+        logits.new_empty(5, dtype=torch.int64),
+        logits.new_empty((2, HISTOGRAM_BINS), dtype=torch.int64),
+        torch.empty_like(logits) if needs_gradient else logits.new_empty(0),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    _, counts, histogram, gradient = output
+    ctx.save_for_backward(gradient)
+    ctx.mark_non_differentiable(counts, histogram, gradient)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, loss_sum_gradient: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None]:
+    if loss_sum_gradient is None:
+        return None, None, None, None
+    (gradient,) = ctx.saved_tensors
+    # One dimension, so that it keeps its float32: a 0-d factor would be rounded to the logits' dtype.
+    return (gradient * loss_sum_gradient.view(1)).to(gradient.dtype), None, None, None
+
+
+_rtd_bce = register(
+    "rtd_bce",
+    {"reference": rtd_bce_reference, "cpp": _rtd_bce_cpp, "triton": _rtd_bce_triton},
+    operator="rtd_bce",
+    shapes=_rtd_bce_shapes,
+    setup_context=_setup_context,
+    backward=_backward,
+)
 
 
 def rtd_bce(logits: Tensor, is_replaced: Tensor, mask: Tensor) -> RTDLoss:
@@ -60,10 +133,14 @@ def rtd_bce(logits: Tensor, is_replaced: Tensor, mask: Tensor) -> RTDLoss:
         mask: bool, same shape; True for the tokens that count (everything but padding).
 
     Returns:
-        `RTDLoss`; `loss_sum` is differentiable with respect to `logits` and computed in float32 or wider.
+        `RTDLoss`; `loss_sum` is differentiable with respect to `logits` and computed in float32 or wider. A NaN logit
+        makes the loss NaN, counts as predicted "original" and falls in the bin of 0. Tokens outside `mask` contribute
+        nothing, whatever their logit.
 
     Raises:
-        TypeError, ValueError: a dtype or shape other than the above.
+        TypeError, ValueError: a dtype, shape or device other than the above.
+
+    The gradient is made in the forward pass, and only scaled in the backward pass.
 
     Source: ELECTRA paper, section 2; google-research/electra, run_pretraining.py (`_get_discriminator_output`).
     """
@@ -74,8 +151,13 @@ def rtd_bce(logits: Tensor, is_replaced: Tensor, mask: Tensor) -> RTDLoss:
             raise TypeError(f"rtd_bce: {name} must be bool, not {tensor.dtype}")
         if tensor.shape != logits.shape:
             raise ValueError(f"rtd_bce: {name} has shape {tuple(tensor.shape)}, logits {tuple(logits.shape)}")
-    select("rtd_bce", logits)
-    return rtd_bce_reference(logits, is_replaced, mask)
+        if tensor.device != logits.device:
+            raise ValueError(f"rtd_bce: {name} lies on {tensor.device}, logits on {logits.device}")
+    needs_gradient = logits.requires_grad and torch.is_grad_enabled()
+    loss_sum, counts, histogram, _ = _rtd_bce(
+        logits.contiguous(), is_replaced.contiguous(), mask.contiguous(), needs_gradient
+    )
+    return RTDLoss(loss_sum, *counts.unbind(), histogram)
 
 
 def auc(score_histogram: Tensor) -> Tensor:
