@@ -46,8 +46,8 @@ How the figures are taken:
   machine, bytes read and written. Results that stay in the cache can exceed it.
 - *Memory* is what one call takes at its peak beside its arguments: on CUDA by PyTorch's allocator, on the CPU by the
   resident set of the process.
-- On CUDA times are between events on the device; calls under 100 µs are replayed from a CUDA graph, without the time it
-  takes to launch them from Python.
+- On CUDA times are between events on the device; calls under a millisecond are replayed from a CUDA graph, without the
+  time it takes to launch them from Python.
 - *Asked* is the least ratio we hold ourselves to on two CPU cores; where it is missed, [the log](log.md) says why.
 """
 
@@ -128,7 +128,9 @@ def page(results: list[Result]) -> str:
 
 
 def _section(result: Result) -> str:
+    policy = result.machine.get("omp_wait_policy")
     versions = ", ".join(f"{name} {version}" for name, version in result.machine["versions"].items() if version)
+    versions += f"; OMP_WAIT_POLICY={policy}" if policy else ""
     threads = f", {result.rows[0].threads} threads" if result.kind == "cpu" else ""
     lines = [
         f"## {result.device.partition(',')[0]}{threads}",
