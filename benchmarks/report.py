@@ -51,15 +51,6 @@ How the figures are taken:
 - *Asked* is the least ratio we hold ourselves to on two CPU cores; where it is missed, [the log](log.md) says why.
 """
 
-_NOT_MEASURED = """\
-## GPU
-
-No GPU has been measured yet.
-
-| operator | ours | plain | times as fast |
-| --- | ---: | ---: | ---: |
-"""
-
 
 @dataclass(frozen=True)
 class Result:
@@ -120,10 +111,13 @@ def newest(folder: Path) -> list[Result]:
 
 def page(results: list[Result]) -> str:
     parts = [_INTRODUCTION, *map(_section, results)]
-    if all(result.kind == "cpu" for result in results):
-        operators = dict.fromkeys(row.operator for result in results for row in result.rows)
-        cells = "".join(f"| {name} | not measured | not measured | not measured |\n" for name in operators)
-        parts.append(_NOT_MEASURED + cells)
+    operators = dict.fromkeys(row.operator for result in results for row in result.rows)
+    for kind, title in (("cpu", "CPU"), ("cuda", "GPU")):
+        if all(result.kind != kind for result in results):
+            lines = ["| operator | ours | plain | times as fast |", "| --- | ---: | ---: | ---: |"]
+            lines += [f"| {name} | not measured | not measured | not measured |" for name in operators]
+            table = "\n".join(lines) + "\n" if operators else ""
+            parts.append(f"## {title}\n\nNo {title} has been measured yet.\n\n{table}".rstrip() + "\n")
     return "\n".join(parts)
 
 
