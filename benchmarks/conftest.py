@@ -11,9 +11,6 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-# Threads that spin while they wait slow whoever shares the machine; read when torch is first imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import pytest
 import torch
 
@@ -24,6 +21,7 @@ from benchmarks.rows import Row, format_table
 from electra_fast.info import collect
 
 _ROWS = pytest.StashKey[list[Row]]()
+_load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 class _Clock:
@@ -50,9 +48,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if config.stash[_ROWS]:
-        terminalreporter.section("ours beside plain PyTorch")
-        terminalreporter.write_line(format_table(config.stash[_ROWS]))
+    if not config.stash[_ROWS]:
+        return
+    terminalreporter.section("ours beside plain PyTorch")
+    terminalreporter.write_line(format_table(config.stash[_ROWS]))
+    if _load_before > 0.5:
+        terminalreporter.write_line(
+            f"Others used this machine (load average {_load_before:.1f} at the start): the figures say little. Threads "
+            "that spin while they wait make it worse; OMP_WAIT_POLICY=PASSIVE helps."
+        )
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
@@ -61,6 +65,9 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["cpu"].pop("flags", None)
     info = collect()
     machine_info["versions"], machine_info["devices"] = info.versions, info.devices
+    machine_info["load"] = _load_before
+    # Where threads don't spin while they wait, each parallel loop starts later, and plain PyTorch has more of them.
+    machine_info["omp_wait_policy"] = os.environ.get("OMP_WAIT_POLICY")
 
 
 def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:

@@ -46,18 +46,9 @@ How the figures are taken:
   machine, bytes read and written. Results that stay in the cache can exceed it.
 - *Memory* is what one call takes at its peak beside its arguments: on CUDA by PyTorch's allocator, on the CPU by the
   resident set of the process.
-- On CUDA times are between events on the device; calls under 100 µs are replayed from a CUDA graph, without the time it
-  takes to launch them from Python.
+- On CUDA times are between events on the device; calls under a millisecond are replayed from a CUDA graph, without the
+  time it takes to launch them from Python.
 - *Asked* is the least ratio we hold ourselves to on two CPU cores; where it is missed, [the log](log.md) says why.
-"""
-
-_NOT_MEASURED = """\
-## GPU
-
-No GPU has been measured yet.
-
-| operator | ours | plain | times as fast |
-| --- | ---: | ---: | ---: |
 """
 
 
@@ -120,15 +111,20 @@ def newest(folder: Path) -> list[Result]:
 
 def page(results: list[Result]) -> str:
     parts = [_INTRODUCTION, *map(_section, results)]
-    if all(result.kind == "cpu" for result in results):
-        operators = dict.fromkeys(row.operator for result in results for row in result.rows)
-        cells = "".join(f"| {name} | not measured | not measured | not measured |\n" for name in operators)
-        parts.append(_NOT_MEASURED + cells)
+    operators = dict.fromkeys(row.operator for result in results for row in result.rows)
+    for kind, title in (("cpu", "CPU"), ("cuda", "GPU")):
+        if all(result.kind != kind for result in results):
+            lines = ["| operator | ours | plain | times as fast |", "| --- | ---: | ---: | ---: |"]
+            lines += [f"| {name} | not measured | not measured | not measured |" for name in operators]
+            table = "\n".join(lines) + "\n" if operators else ""
+            parts.append(f"## {title}\n\nNo {title} has been measured yet.\n\n{table}".rstrip() + "\n")
     return "\n".join(parts)
 
 
 def _section(result: Result) -> str:
+    policy = result.machine.get("omp_wait_policy")
     versions = ", ".join(f"{name} {version}" for name, version in result.machine["versions"].items() if version)
+    versions += f"; OMP_WAIT_POLICY={policy}" if policy else ""
     threads = f", {result.rows[0].threads} threads" if result.kind == "cpu" else ""
     lines = [
         f"## {result.device.partition(',')[0]}{threads}",

@@ -18,7 +18,7 @@ Thunk = Callable[[], Any]
 # Seconds of timing a row, shared out evenly; a GPU that nobody shares is steady.
 _BUDGET = {"cpu": 1.2, "cuda": 0.3}
 _FEWEST_ROUNDS, _MOST_ROUNDS = 7, 200
-_LAUNCH_BOUND = 100e-6  # below it, launching takes longer than running: replay a CUDA graph
+_LAUNCH_BOUND = 1e-3  # seconds; below it, Python may take longer to launch than the device to run: replay a CUDA graph
 
 
 class Timer(NamedTuple):

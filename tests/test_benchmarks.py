@@ -1,17 +1,214 @@
-"""`pytest benchmarks/ --benchmark-only` collects rows."""
+"""The benchmarks are collected, measure what they say, and their report says what was measured."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import pytest
+import torch
+
+from benchmarks import inputs, report, timing
+from benchmarks.rows import Row, format_table
+
 ROOT = Path(__file__).parents[1]
+ROW = Row(
+    room="layer_norm",
+    operator="layer_norm",
+    shape="[2048, 256]",
+    dtype="float32",
+    direction="forward",
+    device="cpu",
+    threads=2,
+    method="one call a round",
+    median={"ours": 2e-4, "plain": 5e-4},
+    spread={"ours": 0.03, "plain": 0.1},
+    peak_memory={"ours": 2_100_000, "plain": None},
+    target=2.0,
+    bandwidth=2.1e10,
+    copy_bandwidth=4.2e10,
+)
+TWO_SLEEPS = """
+import time
+
+def test_sleeps(compare, copies):
+    def sleep(seconds, tensor):
+        time.sleep(seconds)
+
+    inputs = [(each,) for each in range(3)]
+    result = compare(
+        "sleep",
+        ours=lambda each: time.sleep(0.004),
+        plain=lambda each: time.sleep(0.012),
+        rivals={"nap": lambda each: time.sleep(0.008)},
+        inputs=inputs,
+        shape="none",
+        dtype="none",
+        bytes_moved=4000,
+        target=10.0,
+    )
+    assert 2 < result.ratio < 4
+    assert 0.004 < result.median < 0.008
+"""
+
+
+def run_benchmarks(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+
+
+def result_file(folder: Path, rows: list[Row], **more: object) -> Path:
+    device = "cpu: A (R) Chip, 2 logical cores" if rows[0].device == "cpu" else "cuda:0: Some GPU, 80 GiB"
+    content = {
+        "machine_info": {"versions": {"torch": "2.13.0", "triton": None}, "devices": [device]},
+        "commit_info": {"id": "0123456789abcdef", "dirty": False},
+        "datetime": "2026-11-22T10:00:00+00:00",
+        "benchmarks": [{"extra_info": asdict(row)} for row in rows] + [{"extra_info": {"other": 1}}],
+    } | more
+    path = folder / "benchmark.json"
+    path.write_text(json.dumps(content))
+    return path
 
 
 def test_benchmarks_are_collected():
-    command = [sys.executable, "-m", "pytest", "benchmarks/", "--benchmark-only", "--collect-only", "-q"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    run = run_benchmarks("benchmarks/", "--benchmark-only", "--collect-only", "-q")
     assert run.returncode == 0, run.stdout + run.stderr
-    rows = [line for line in run.stdout.splitlines() if "::test_mask_tokens[" in line]
-    assert len(rows) >= 2
+    assert {path.name for path in (ROOT / "benchmarks").glob("bench_*.py")} == {
+        line.partition("::")[0].removeprefix("benchmarks/") for line in run.stdout.splitlines() if "::" in line
+    }
+
+
+@pytest.mark.skipif(os.environ.get("ELECTRA_FAST_TEST_ALL") != "1", reason="runs with ELECTRA_FAST_TEST_ALL=1")
+def test_every_benchmark_runs():
+    run = run_benchmarks("benchmarks/", "--benchmark-disable", "-q")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_compare_times_what_it_says(tmp_path):
+    (tmp_path / "bench_sleep.py").write_text(TWO_SLEEPS)
+    stored = tmp_path / "stored.json"
+    options = (tmp_path / "bench_sleep.py", "-p", "benchmarks.conftest", "--benchmark-only", f"--rootdir={ROOT}")
+    run = run_benchmarks(*options, f"--benchmark-json={stored}")
+    assert run.returncode == 0, run.stdout + run.stderr
+    [benchmark] = json.loads(stored.read_text())["benchmarks"]
+    row = Row.of(benchmark["extra_info"])
+    assert (row.room, row.operator, row.rivals, row.target_met) == ("sleep", "sleep", ["nap"], False)
+    assert benchmark["stats"]["median"] == pytest.approx(row.median["ours"])
+    assert "data" not in benchmark["stats"]
+    assert row.bandwidth == pytest.approx(4000 / row.median["ours"])
+    assert row.copy_bandwidth > 1e8
+    line = next(line for line in run.stdout.splitlines() if line.startswith("sleep "))
+    assert f"{row.ratio():.2f}" in line
+
+    run = run_benchmarks(*options, ELECTRA_FAST_ENFORCE_TARGETS="1")
+    assert run.returncode == 1
+    assert "asked is 10" in run.stdout
+
+
+def test_forward_backward_gives_the_gradients_asked_for(rng_seed):
+    def call(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+        return x * y, index + 1, 7
+
+    x, y, index = torch.randn(5), torch.randn(5), torch.arange(5)
+    compared = inputs.ForwardBackward(call, (1,))
+    [gradient] = compared(x, y, index)
+    assert gradient.shape == (5,)
+    assert (gradient / x).abs().min() > 0  # x times a random upstream gradient
+    assert not (gradient / x).allclose(torch.ones(5))
+    assert y.grad is None
+    assert not y.requires_grad
+
+
+def test_inputs_are_rotated_past_the_cache():
+    made = []
+
+    def make_inputs() -> tuple[torch.Tensor, str]:
+        made.append(torch.zeros(2**18))  # 1 MiB
+        return made[-1], "text"
+
+    rotated = inputs.copies("cpu", make_inputs)
+    assert [each[0] for each in rotated] == made
+    assert len(made) * 2**20 >= inputs.rotation_bytes("cpu") >= 2**20
+    assert len(inputs.copies("cpu", make_inputs, num_bytes=inputs.rotation_bytes("cpu"))) == 2
+    assert len(inputs.copies(None, make_inputs)) == 2
+
+
+def test_slow_contestants_are_timed_less_often():
+    timer = timing.Timer("", {"ours": lambda: 0.0, "plain": lambda: time.sleep(0.02) or 0.0})
+    rounds = timing.choose_rounds("cpu", timer)
+    assert 7 <= rounds["plain"] < rounds["ours"] <= 200
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc")
+def test_peak_memory_on_the_cpu():
+    def add() -> torch.Tensor:
+        return torch.ones(5_000_000) + torch.ones(5_000_000)  # two times 20 MB, and their sum
+
+    assert timing.peak_memory("cpu", add) == pytest.approx(6e7, rel=0.1)
+    assert timing.peak_memory("cpu", lambda: None) < 1e6
+
+
+def test_table_shows_what_was_measured():
+    slower = replace(ROW, shape="[4096, 768]", median={"ours": 5e-3, "plain": 5e-3, "liger": 1e-2}, bandwidth=None)
+    lines = format_table([ROW, slower], markdown=True).splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    first, second = dict(zip(table[0], table[2], strict=True)), dict(zip(table[0], table[3], strict=True))
+    assert (first["ours"], first["plain"], first["times as fast"]) == ("200 µs", "500 µs", "2.50")
+    assert (first["asked"], first["met"], first["GB/s"], first["of copy"]) == ("2", "yes", "21", "50%")
+    assert (first["memory"], first["±"]) == ("2.1 MB", "3%")
+    assert (second["ours"], second["times as fast"], second["met"]) == ("5 ms", "1.00", "**no**")
+    assert (second["as fast as liger"], first["as fast as liger"], second["GB/s"]) == ("2.00", "", "")
+    assert "plain's" not in first  # nothing in the whole column
+
+
+def test_report_is_written_from_result_files(tmp_path, capsys):
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    options = ["--results", str(results), "--docs", str(docs)]
+    assert report.main([*options, "--save", str(result_file(tmp_path, [ROW]))]) == 0
+    assert [path.name for path in results.iterdir()] == ["cpu-a-chip-2026-11-22-0123456789.json"]
+    text = (docs / "performance.md").read_text()
+    assert "| layer_norm | [2048, 256] | float32 | forward | 200 µs |" in text
+    assert "| layer_norm | not measured | not measured | not measured |" in text
+    assert (docs / "images" / "performance-cpu-a-chip.png").stat().st_size > 5000
+
+    assert "No GPU has been measured" in text
+
+    on_gpu = replace(ROW, device="cuda", median={"ours": 1e-5, "plain": 3e-5})
+    assert report.main([*options, "--save", str(result_file(tmp_path, [on_gpu]))]) == 0
+    text = (docs / "performance.md").read_text()
+    assert "## Some GPU" in text
+    assert "not measured" not in text
+
+    newer = result_file(tmp_path, [replace(ROW, median={"ours": 1e-4, "plain": 5e-4})], datetime="2026-11-23T10:00:00")
+    capsys.readouterr()
+    assert report.main([*options, "--save", "--print", str(newer)]) == 0
+    assert "5.00" in capsys.readouterr().out
+    assert report.main(options) == 0
+    assert "200 µs" not in (docs / "performance.md").read_text()
+
+    with pytest.raises(SystemExit):
+        report.main([str(result_file(tmp_path, [ROW], benchmarks=[]))])
+    assert "holds no row" in capsys.readouterr().err
+
+
+def test_page_is_the_one_made_of_the_committed_results():
+    results = report.newest(report.RESULTS)
+    assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == report.page(results)
+    for result in results:
+        assert (ROOT / "docs" / "images" / f"performance-{result.slug}.png").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
+def test_gpu_script_says_what_is_missing_where_there_is_no_gpu():
+    command = ["bash", "benchmarks/gpu.sh"]
+    run = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "sees no CUDA GPU" in run.stderr
+    assert "--dry-run" in run.stderr
+    assert subprocess.run([*command, "--fast"], cwd=ROOT, capture_output=True).returncode == 2
