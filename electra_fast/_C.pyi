@@ -8,6 +8,7 @@ def mask_tokens(
     input_ids: int,
     cu_seqlens: int,
     row_ids: int,
+    unit_starts: int,
     num_tokens: int,
     num_sequences: int,
     seed: int,
@@ -21,5 +22,17 @@ def mask_tokens(
     positions: int,
     labels: int,
     weights: int,
+    threads: int,
+) -> None: ...
+def corrupt_tokens(
+    *,
+    input_ids: int,
+    positions: int,
+    sampled_ids: int,
+    weights: int,
+    num_tokens: int,
+    num_slots: int,
+    corrupted_ids: int,
+    is_replaced: int,
     threads: int,
 ) -> None: ...

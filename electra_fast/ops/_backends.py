@@ -29,7 +29,7 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     # masking_sampling
     "mask_tokens": {"cpp": (torch.int64,), "triton": (torch.int64,)},
     "sample_tokens": {},
-    "corrupt_tokens": {},
+    "corrupt_tokens": {"cpp": (torch.int64,), "triton": (torch.int64,)},
     # generator_head
     "linear_cross_entropy_sample": {},
     # rtd_bce
