@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -556,15 +555,16 @@ def corrupt_tokens(input_ids: Tensor, positions: Tensor, sampled_ids: Tensor, we
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, num_tokens: int) -> None:
-    bounds = cu_seqlens.tolist()
-    lengths = [end - start for start, end in itertools.pairwise(bounds)]
-    if bounds[0] != 0 or min(lengths, default=0) < 0 or bounds[-1] > num_tokens:
+    shortest, longest = 0, 0
+    if cu_seqlens.shape[0] > 1:
+        shortest, longest = (length.item() for length in cu_seqlens.long().diff().aminmax())
+    if cu_seqlens[0].item() != 0 or shortest < 0 or cu_seqlens[-1].item() > num_tokens:
         raise ValueError(
             f"mask_tokens: cu_seqlens must begin with 0, never decrease and end at most at T = {num_tokens}; "
-            f"got {bounds}"
+            f"got {cu_seqlens.tolist()}"
         )
-    if max(lengths, default=0) > MAX_SEQUENCE_LENGTH:
+    if longest > MAX_SEQUENCE_LENGTH:
         raise ValueError(
-            f"mask_tokens: a sequence in cu_seqlens has {max(lengths)} tokens; the most is {MAX_SEQUENCE_LENGTH}: "
+            f"mask_tokens: a sequence in cu_seqlens has {longest} tokens; the most is {MAX_SEQUENCE_LENGTH}: "
             "cut it into pieces"
         )
