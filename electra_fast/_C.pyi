@@ -23,3 +23,18 @@ def mask_tokens(
     weights: int,
     threads: int,
 ) -> None: ...
+def sample_tokens(
+    *,
+    logits: int,
+    bfloat16: bool,
+    num_rows: int,
+    vocab_size: int,
+    row_stride: int,
+    row_ids: int,
+    disallow: int,
+    seed: int,
+    stream: int,
+    inverse_temperature: float,
+    sampled_ids: int,
+    threads: int,
+) -> None: ...
