@@ -7,6 +7,7 @@
 
 #include "masking_sampling.h"
 #include "parallel.h"
+#include "sampling.h"
 
 namespace py = pybind11;
 
@@ -78,7 +79,31 @@ void bind_masking_sampling(py::module_& module) {
 
 // --- generator_head ---
 
-void bind_generator_head(py::module_&) {}
+void bind_generator_head(py::module_& module) {
+  module.def(
+      "sample_tokens",
+      [](std::uintptr_t logits, bool bfloat16, std::int64_t num_rows, std::int64_t vocab_size, std::int64_t row_stride,
+         std::uintptr_t row_ids, std::uintptr_t disallow, std::int64_t seed, std::uint32_t stream,
+         float inverse_temperature, std::uintptr_t sampled_ids, int threads) {
+        electra_fast::SampleTokens call{};
+        call.logits = at<const void>(logits);
+        call.bfloat16 = bfloat16;
+        call.num_rows = num_rows;
+        call.vocab_size = vocab_size;
+        call.row_stride = row_stride;
+        call.row_ids = at<const std::int64_t>(row_ids);
+        call.disallow = at<const std::int64_t>(disallow);
+        call.seed = seed;
+        call.stream = stream;
+        call.inverse_temperature = inverse_temperature;
+        call.sampled_ids = at<std::int64_t>(sampled_ids);
+        const py::gil_scoped_release unlocked;
+        electra_fast::sample_tokens(call, threads);
+      },
+      py::kw_only(), py::arg("logits"), py::arg("bfloat16"), py::arg("num_rows"), py::arg("vocab_size"),
+      py::arg("row_stride"), py::arg("row_ids"), py::arg("disallow"), py::arg("seed"), py::arg("stream"),
+      py::arg("inverse_temperature"), py::arg("sampled_ids"), py::arg("threads"));
+}
 
 // --- rtd_bce ---
 

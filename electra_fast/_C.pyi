@@ -36,3 +36,18 @@ def corrupt_tokens(
     is_replaced: int,
     threads: int,
 ) -> None: ...
+def sample_tokens(
+    *,
+    logits: int,
+    bfloat16: bool,
+    num_rows: int,
+    vocab_size: int,
+    row_stride: int,
+    row_ids: int,
+    disallow: int,
+    seed: int,
+    stream: int,
+    inverse_temperature: float,
+    sampled_ids: int,
+    threads: int,
+) -> None: ...
