@@ -19,7 +19,7 @@ from electra_fast.kernels.philox import philox
 _DRAW = (1024, 8)  # 4 tokens a thread hide the multiplications of Philox behind each other
 _PICK = (512, 4)  # a usual sequence is one block, so that a counting pass is one load and one reduction
 _WRITE = (256, 4)  # one element a thread: the binary search waits for memory, which only more threads hide
-_COPY = (1024, 4)  # 8 ids a thread: four loads of 128 bits in flight
+_COPY = (1024, 4)  # 8 ids a thread: enough loads in flight to fill the memory's pipe
 _CORRUPT = (256, 4)  # one slot a thread: scattered accesses wait for memory, as in the search
 
 _NEVER = tl.constexpr(1 << 32)  # above every key: the token is no candidate
@@ -115,21 +115,23 @@ def pick_kernel(
     budget = budget_of(end - begin, mask_prob, max_per_sequence)
     picks = tl.minimum(budget, count_below(p_keys, begin, search_end, _NEVER, BLOCK))
 
-    # The largest bound with fewer than `picks` keys below it is the picks-th smallest key: find it bit by bit.
-    last = tl.zeros([], tl.int64)
-    for i in range(32):
-        trial = last + (tl.full([], 1, tl.int64) << (31 - i))
-        last = tl.where(count_below(p_keys, begin, search_end, trial, BLOCK) < picks, trial, last)
-    ties = picks - count_below(p_keys, begin, search_end, last, BLOCK)
+    # The largest bound with no more than `picks` keys below it, bit by bit, or the first that has just as many.
+    bound = tl.zeros([], tl.int64)
+    step = tl.full([], 1, tl.int64) << 31
+    below = tl.zeros([], tl.int32)
+    while (step > 0) & (below < picks):
+        count = count_below(p_keys, begin, search_end, bound + step, BLOCK)
+        bound += tl.where(count <= picks, step, 0)
+        below = tl.where(count <= picks, count, below)
+        step = step >> 1
+    ties = picks - below  # of the tokens whose key is the bound
 
-    ties = tl.where(is_sequence, ties, 0)
-    last = tl.where(is_sequence, last, -1)
     seen = tl.zeros([], tl.int32)
     for start in range(begin, end, BLOCK):
         o_token = start + tl.arange(0, BLOCK)
         b_keys = tl.load(p_keys + o_token, mask=o_token < end, other=_NEVER)
-        b_tied = (b_keys == last).to(tl.int32)
-        b_picked = (b_keys < last) | ((b_tied == 1) & (seen + tl.cumsum(b_tied) <= ties))
+        b_tied = (b_keys == bound).to(tl.int32)
+        b_picked = (b_keys < bound) | ((b_tied == 1) & (seen + tl.cumsum(b_tied) <= ties))
         tl.store(p_picked + o_token, b_picked.to(tl.int32), mask=o_token < end)
         seen += tl.sum(b_tied)
 

@@ -85,9 +85,7 @@ def _pick_tokens(candidates: Tensor, keys: Tensor, sequences: Tensor, starts: Te
     return torch.empty_like(candidates).scatter_(0, order, candidates[order] & (rank < budgets[of_sorted]))
 
 
-def _pick_units(
-    candidates: Tensor, keys: Tensor, sequences: Tensor, budgets: Tensor, unit_starts: Tensor
-) -> Tensor:
+def _pick_units(candidates: Tensor, keys: Tensor, sequences: Tensor, budgets: Tensor, unit_starts: Tensor) -> Tensor:
     """Which tokens [T] are masked where units are masked whole."""
     num_tokens, outside = candidates.shape[0], budgets.shape[0] - 1
     begins = unit_starts.clone()

@@ -70,4 +70,3 @@ def mask_tokens(
     positions = np.array(picked + [0] * (num_masked - len(picked)), np.int64)
     labels = input_ids[positions] if len(input_ids) else np.zeros_like(positions)
     return Masked(masked_ids, positions, labels, (np.arange(num_masked) < len(picked)).astype(np.float32))
-
