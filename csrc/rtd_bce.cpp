@@ -11,14 +11,14 @@
 namespace electra_fast {
 namespace {
 
-constexpr std::int64_t kBlock = 1024;  // tokens whose losses are added in float32; the blocks' sums are added in double
+constexpr std::int64_t kBlock = 1024;  // tokens, as many as fit in the first-level cache with what is made of them
 constexpr std::int64_t kBlocksPerThread = 32;  // about 50 us of work
 constexpr float kBinsPerLogit = 32.0F;
 constexpr std::int32_t kBins = kHistogramBins;
 constexpr std::int32_t kMaskedOut = 2 * kBins;  // the bin of tokens that don't count
 
 struct BlockSums {
-  float loss;
+  double loss;
   std::int32_t count, replaced, predicted, true_positives;
 };
 
@@ -54,15 +54,14 @@ template <class T>
 ELECTRA_FAST_INLINE BlockSums run_block(const T* logits, const std::uint8_t* is_replaced, const std::uint8_t* mask,
                                         std::int64_t n, T* gradient, std::int32_t* bins) {
   // Widened first: the loop that computes has four-byte types only, which fill whole vectors.
-  float scores[kBlock];
+  float scores[kBlock], losses[kBlock];
   std::int32_t labels[kBlock], weights[kBlock];
   for (std::int64_t i = 0; i < n; ++i) scores[i] = load(logits + i);
   for (std::int64_t i = 0; i < n; ++i) labels[i] = is_replaced[i];
   for (std::int64_t i = 0; i < n; ++i) weights[i] = mask[i];
 
-  float loss = 0.0F;
   std::int32_t count = 0, replaced = 0, predicted = 0, true_positives = 0;
-#pragma omp simd reduction(+ : loss, count, replaced, predicted, true_positives)
+#pragma omp simd reduction(+ : count, replaced, predicted, true_positives)
   for (std::int64_t i = 0; i < n; ++i) {
     const float x = scores[i];
     const std::int32_t y = labels[i], m = weights[i], positive = x > 0.0F;
@@ -71,7 +70,7 @@ ELECTRA_FAST_INLINE BlockSums run_block(const T* logits, const std::uint8_t* is_
     const std::uint32_t is_right = static_cast<std::uint32_t>(static_cast<std::int32_t>(bits_of(wrong)) >> 31);
     const float e = exp(-std::fabs(wrong));
     const float probability = select(is_right, e, 1.0F) / (1.0F + e);
-    loss += select(kept, select(is_right, 0.0F, wrong) + log1p(e), 0.0F);
+    losses[i] = select(kept, select(is_right, 0.0F, wrong) + log1p(e), 0.0F);
     scores[i] = select(kept, float_of(bits_of(probability) ^ sign), 0.0F);
     count += m;
     replaced += m & y;
@@ -80,6 +79,9 @@ ELECTRA_FAST_INLINE BlockSums run_block(const T* logits, const std::uint8_t* is_
     bins[i] = kMaskedOut + m * (bin_of(x) + y * kBins - kMaskedOut);
   }
   for (std::int64_t i = 0; i < n; ++i) store(gradient + i, scores[i]);
+  double loss = 0.0;
+#pragma omp simd reduction(+ : loss)
+  for (std::int64_t i = 0; i < n; ++i) loss += losses[i];
   return {loss, count, replaced, predicted, true_positives};
 }
 
@@ -100,7 +102,7 @@ void run(const RTDBCE<T>& call, int threads) {
   std::fill(call.counts, call.counts + 5, 0);
   std::fill(call.histogram, call.histogram + 2 * kHistogramBins, 0);
   const std::int64_t blocks = (call.num_tokens + kBlock - 1) / kBlock;
-  std::vector<float> losses(static_cast<std::size_t>(blocks));
+  std::vector<double> losses(static_cast<std::size_t>(blocks));
   std::mutex adding;
 
   parallel_for(blocks, threads, kBlocksPerThread, [&](std::int64_t first, std::int64_t last) noexcept {

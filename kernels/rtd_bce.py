@@ -48,7 +48,8 @@ def bin_of(b_logits):
     return tl.minimum(tl.floor(b_inside * _BINS_PER_LOGIT).to(tl.int32) + _BINS // 2, _BINS - 1)
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+# num_tokens may be specialised, to three kernels at most: without knowing that 16 divides it, loads are of one token.
+@triton.jit
 def rtd_bce_kernel(
     p_logits,
     p_replaced,
