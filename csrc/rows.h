@@ -10,7 +10,7 @@
 
 namespace electra_fast {
 
-constexpr std::int64_t kMaxWidth = 8192;  // columns; a multiple of 128, as draw_factors wants it
+constexpr std::int64_t kMaxWidth = 8192;  // columns; a multiple of kDrawn
 
 // An element is dropped where its random word is at most `last_dropped`: the threshold less 1, which fits 32 bits even
 // where p rounds to 1. The others are multiplied by `scale`.
@@ -20,40 +20,9 @@ struct Dropout {
   float scale;
 };
 
-// What to multiply the columns [0, n) of a row by. `factors` needs room for the next multiple of 4 * kDrawn columns.
-constexpr int kDrawn = 32;  // Philox calls at a time
-ELECTRA_FAST_INLINE void draw_factors(const Dropout& dropout, std::int64_t row_id, std::int64_t n, float* factors) {
-  for (std::int64_t first = 0; 4 * first < n; first += kDrawn) {
-    // `philox`, round by round over all the calls. In 64-bit lanes, of which only the low half counts: a product then
-    // leaves both its words where they are needed, and three times as many come out (GCC 12) as from 32-bit lanes.
-    std::uint64_t c0[kDrawn], c1[kDrawn], c2[kDrawn], c3[kDrawn];
-    std::uint32_t key0 = static_cast<std::uint32_t>(dropout.seed), key1 = static_cast<std::uint32_t>(dropout.seed >> 32);
-    for (int i = 0; i < kDrawn; ++i) {
-      c0[i] = static_cast<std::uint64_t>(first + i);
-      c1[i] = static_cast<std::uint64_t>(row_id) & 0xFFFFFFFF;
-      c2[i] = static_cast<std::uint64_t>(row_id) >> 32;
-      c3[i] = dropout.stream;
-    }
-    for (int round = 0; round < 10; ++round) {
-      for (int i = 0; i < kDrawn; ++i) {
-        const std::uint64_t product0 = (c0[i] & 0xFFFFFFFF) * 0xD2511F53, product1 = (c2[i] & 0xFFFFFFFF) * 0xCD9E8D57;
-        c0[i] = (product1 >> 32) ^ c1[i] ^ key0;
-        c1[i] = product1;
-        c2[i] = (product0 >> 32) ^ c3[i] ^ key1;
-        c3[i] = product0;
-      }
-      key0 += 0x9E3779B9;
-      key1 += 0xBB67AE85;
-    }
-    float* out = factors + 4 * first;
-    for (int i = 0; i < kDrawn; ++i) {
-      out[4 * i] = static_cast<std::uint32_t>(c0[i]) > dropout.last_dropped ? dropout.scale : 0.0F;
-      out[4 * i + 1] = static_cast<std::uint32_t>(c1[i]) > dropout.last_dropped ? dropout.scale : 0.0F;
-      out[4 * i + 2] = static_cast<std::uint32_t>(c2[i]) > dropout.last_dropped ? dropout.scale : 0.0F;
-      out[4 * i + 3] = static_cast<std::uint32_t>(c3[i]) > dropout.last_dropped ? dropout.scale : 0.0F;
-    }
-  }
-}
+// Fills factors[0..n) with what to multiply the columns of a row by, and up to the next multiple of kDrawn with more.
+constexpr std::int64_t kDrawn = 64;
+void draw_factors(const Dropout& dropout, std::int64_t row_id, std::int64_t n, float* factors);
 
 struct Moments {
   float mean, rstd;  // rstd = 1 / sqrt(variance + eps)
