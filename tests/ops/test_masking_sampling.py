@@ -144,7 +144,7 @@ def test_counts_round_half_to_even(backend, mask_prob):
 @pytest.mark.parametrize("has_units", [False, True])
 def test_masks_follow_the_row_ids_through_permuted_cut_and_padded_batches(backend, has_units, rng_seed):
     g = np.random.default_rng(rng_seed)
-    count = 5
+    count = 3 if backend.interpreted else 10
     lengths = g.integers(3, 40, count)
     texts = [g.integers(0, 50, n) for n in lengths]
     units = [g.random(n) < 0.5 for n in lengths]
@@ -164,7 +164,7 @@ def test_masks_follow_the_row_ids_through_permuted_cut_and_padded_batches(backen
     with ops.use_backend(backend.name):
         whole = masks_of(np.arange(count))
         assert masks_of(g.permutation(count)) == whole
-        assert masks_of(np.arange(2)) | masks_of(np.arange(2, count)) == whole
+        assert masks_of(np.arange(1)) | masks_of(np.arange(1, count)) == whole
 
         padded = np.zeros((count, 45), np.int64)
         left = g.integers(0, 5, count)
