@@ -100,8 +100,10 @@ def test_mask_tokens_equals_numpy(backend, sequences, longest, has_units, rng_se
                     break
 
 
-@pytest.mark.parametrize("backend", [BACKENDS[0], BACKENDS[1], BACKENDS[4]])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_more_sequences_than_a_grid_has_rows(backend, rng_seed):
+    if backend.interpreted:
+        pytest.skip("takes minutes")
     g = np.random.default_rng(rng_seed)
     ids, cu_seqlens = g.integers(0, 9, 140_000), np.arange(0, 140_001, 2)  # a launch grid has 65,535 on its other axes
     options = random_options(g, len(ids)) | {"num_masked": 60_000}
@@ -144,7 +146,7 @@ def test_counts_round_half_to_even(backend, mask_prob):
 @pytest.mark.parametrize("has_units", [False, True])
 def test_masks_follow_the_row_ids_through_permuted_cut_and_padded_batches(backend, has_units, rng_seed):
     g = np.random.default_rng(rng_seed)
-    count = 5
+    count = 3 if backend.interpreted else 10
     lengths = g.integers(3, 40, count)
     texts = [g.integers(0, 50, n) for n in lengths]
     units = [g.random(n) < 0.5 for n in lengths]
@@ -164,7 +166,7 @@ def test_masks_follow_the_row_ids_through_permuted_cut_and_padded_batches(backen
     with ops.use_backend(backend.name):
         whole = masks_of(np.arange(count))
         assert masks_of(g.permutation(count)) == whole
-        assert masks_of(np.arange(2)) | masks_of(np.arange(2, count)) == whole
+        assert masks_of(np.arange(1)) | masks_of(np.arange(1, count)) == whole
 
         padded = np.zeros((count, 45), np.int64)
         left = g.integers(0, 5, count)
