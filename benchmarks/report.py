@@ -46,9 +46,9 @@ How the figures are taken:
   machine, bytes read and written. Results that stay in the cache can exceed it.
 - *Memory* is what one call takes at its peak beside its arguments: on CUDA by PyTorch's allocator, on the CPU by the
   resident set of the process.
-- On CUDA times are between events on the device. Calls under a millisecond are replayed from a CUDA *graph*, without the
-  time it takes to launch them from Python; where a contestant waits for the device, which no graph can hold, the events
-  stand around the *launches* of all.
+- On CUDA times are between events on the device. Calls under a millisecond are replayed from a CUDA *graph*, without
+  the time it takes to launch them from Python; where a contestant waits for the device, which no graph can hold, the
+  events stand around the *launches* of all.
 - *Asked* is the least ratio we hold ourselves to on two CPU cores; where it is missed, [the log](log.md) says why.
 """
 
