@@ -153,7 +153,7 @@ def peak_memory(device: str, thunk: Thunk) -> int | None:
         before = _resident("VmHWM")
         thunk()
         return _resident("VmHWM") - before
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # no /proc, no malloc_trim, no C library to ask
         return None
 
 
