@@ -46,8 +46,9 @@ How the figures are taken:
   machine, bytes read and written. Results that stay in the cache can exceed it.
 - *Memory* is what one call takes at its peak beside its arguments: on CUDA by PyTorch's allocator, on the CPU by the
   resident set of the process.
-- On CUDA times are between events on the device; calls under a millisecond are replayed from a CUDA graph, without the
-  time it takes to launch them from Python.
+- On CUDA times are between events on the device. Calls under a millisecond are replayed from a CUDA *graph*, without
+  the time it takes to launch them from Python; where a contestant waits for the device, which no graph can hold, the
+  events stand around the *launches* of all.
 - *Asked* is the least ratio we hold ourselves to on two CPU cores; where it is missed, [the log](log.md) says why.
 """
 
@@ -145,6 +146,7 @@ def draw(result: Result, path: Path) -> None:
     """A bar for each row, how many times as fast as plain; a tick where a ratio is asked for."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     # Middle tones on no background: readable on light and dark pages.
     grey, colours = "#808080", {"float32": "#1f9e8f", "bfloat16": "#d98032", "float16": "#8f7fd1"}
@@ -175,14 +177,17 @@ def draw(result: Result, path: Path) -> None:
             fontsize=7,
         )
         if row.target is not None:
-            axes.plot([row.target] * 2, [height - 0.45, height + 0.45], color=grey, linewidth=1.5)
+            axes.plot([row.target] * 2, [height - 0.5, height + 0.5], color=grey, linewidth=2)
     axes.axvline(1, color=grey, linewidth=1)
     labels = [f"{row.operator} {row.shape} {row.dtype}" + ", forward" * (row.direction == "forward") for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.set_ylim(-0.6, len(rows) - 0.4)
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if low <= tick <= high])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("times as fast as plain PyTorch (| asked)", color=grey, fontsize=8)
-    axes.tick_params(colors=grey, which="both")
+    axes.tick_params(colors=grey, labelsize=7, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ class Row:
     direction: str
     device: str
     threads: int
-    method: str
+    method: str  # of `timing.Timer`
     median: dict[str, float]  # seconds a call
     spread: dict[str, float]  # interquartile range over median
     peak_memory: dict[str, int | None]  # bytes beside the arguments
@@ -56,6 +56,7 @@ def cells(row: Row, rivals: list[str]) -> dict[str, str]:
         "shape": row.shape,
         "dtype": row.dtype,
         "direction": row.direction,
+        "timed": "" if row.device == "cpu" else row.method,
         "ours": _seconds(row.median["ours"]),
         "±": f"{row.spread['ours']:.0%}",
         "plain": _seconds(row.median["plain"]),
@@ -70,6 +71,7 @@ def cells(row: Row, rivals: list[str]) -> dict[str, str]:
     }
 
 
+_TEXT = ("operator", "shape", "dtype", "direction", "timed")
 _LEFT_OUT_OF_BRIEF = ("±", "asked", "memory", "plain's")
 
 
@@ -81,7 +83,7 @@ def format_table(rows: list[Row], *, markdown: bool = False, brief: bool = False
     titles = [title for title in titles if not brief or title not in _LEFT_OUT_OF_BRIEF]
     lines = [titles, *([line[title] for title in titles] for line in table)]
     if markdown:
-        lines.insert(1, ["---" if title in titles[:4] else "---:" for title in titles])
+        lines.insert(1, ["---" if title in _TEXT else "---:" for title in titles])
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     plain = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]

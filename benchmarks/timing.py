@@ -24,7 +24,7 @@ _LAUNCH_BOUND = 1e-3  # seconds; below it, Python may take longer to launch than
 class Timer(NamedTuple):
     """How the contestants are timed: `measure[name]()` takes one round and returns seconds a call."""
 
-    method: str
+    method: str  # "calls" by the host's clock; events around "launches" or around replays of a CUDA "graph"
     measure: dict[str, Callable[[], float]]
 
 
@@ -47,7 +47,7 @@ def _on_cpu(contestants: dict[str, list[Thunk]]) -> Timer:
         del result  # freed outside
         return seconds
 
-    return Timer("one call a round", {name: _bound(measure, thunks) for name, thunks in contestants.items()})
+    return Timer("calls", {name: _bound(measure, thunks) for name, thunks in contestants.items()})
 
 
 def _on_cuda(contestants: dict[str, list[Thunk]]) -> Timer:
@@ -56,10 +56,10 @@ def _on_cuda(contestants: dict[str, list[Thunk]]) -> Timer:
             thunk()
 
     launches = {name: (_bound(run_all, thunks), len(thunks)) for name, thunks in contestants.items()}
-    method = "events over launches"
+    method = "launches"
     quickest = min(_between_events(launch, 1) / count for launch, count in launches.values())
     if quickest < _LAUNCH_BOUND and not any(_synchronises(thunks[0]) for thunks in contestants.values()):
-        method = "CUDA graph of launches"
+        method = "graph"
         launches = {name: (_graph(launch).replay, count) for name, (launch, count) in launches.items()}
 
     def measure(launch: Thunk, repeats: int, count: int) -> float:
@@ -153,7 +153,7 @@ def peak_memory(device: str, thunk: Thunk) -> int | None:
         before = _resident("VmHWM")
         thunk()
         return _resident("VmHWM") - before
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # no /proc, no malloc_trim, no C library to ask
         return None
 
 

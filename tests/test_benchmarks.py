@@ -25,7 +25,7 @@ ROW = Row(
     direction="forward",
     device="cpu",
     threads=2,
-    method="one call a round",
+    method="calls",
     median={"ours": 2e-4, "plain": 5e-4},
     spread={"ours": 0.03, "plain": 0.1},
     peak_memory={"ours": 2_100_000, "plain": None},
@@ -198,7 +198,8 @@ def test_report_is_written_from_result_files(tmp_path, capsys):
 
 def test_page_is_the_one_made_of_the_committed_results():
     results = report.newest(report.RESULTS)
-    assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == report.page(results)
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert page == report.page(results), "run python -m benchmarks.report"
     for result in results:
         assert (ROOT / "docs" / "images" / f"performance-{result.slug}.png").exists()
 

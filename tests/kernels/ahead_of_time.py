@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,14 +179,20 @@ def _amd_usage(assembly: str) -> dict[str, int]:
 
 def _compile_job(job: tuple[str, int, str]) -> Row:
     room, index, target = job
-    return compile_case(room, load(room)[index], target)
+    case = load(room)[index]
+    try:
+        return compile_case(room, case, target)
+    except Exception as error:  # whatever the compiler raises is a row of its own, beside those that compile
+        problem = f"does not compile: {type(error).__name__}: {error}"
+        return Row(room, case.name, target, 0, 0, 0, 0, 0, 0, 0.0, [problem])
 
 
 def compile_all(chosen: list[str], targets: list[str]) -> list[Row]:
     """Every case of these rooms for these targets, on all cores."""
     jobs = [(room, index, target) for room in chosen for index in range(len(load(room))) for target in targets]
-    with multiprocessing.get_context("fork").Pool(min(os.cpu_count() or 1, len(jobs) or 1)) as pool:
-        return pool.map(_compile_job, jobs, chunksize=1)
+    # Forked, so that no worker imports PyTorch and Triton again.
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("fork")) as pool:
+        return list(pool.map(_compile_job, jobs))
 
 
 def format_table(rows: list[Row]) -> str:
