@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "gelu.h"
 #include "masking_sampling.h"
 #include "parallel.h"
 #include "rtd_bce.h"
@@ -98,7 +99,37 @@ void bind_embedding(py::module_&) {}
 
 // --- gelu ---
 
-void bind_gelu(py::module_&) {}
+template <class T>
+void call_bias_gelu(std::uintptr_t x, std::uintptr_t bias, std::int64_t rows, std::int64_t width, std::uintptr_t y,
+                    int threads) {
+  const electra_fast::BiasGELU<T> call{at<const T>(x), at<const float>(bias), rows, width, at<T>(y)};
+  const py::gil_scoped_release unlocked;
+  electra_fast::bias_gelu(call, threads);
+}
+
+template <class T>
+void call_bias_gelu_backward(std::uintptr_t dy, std::uintptr_t x, std::uintptr_t bias, std::int64_t rows,
+                             std::int64_t width, std::uintptr_t dx, std::uintptr_t dbias, int threads) {
+  const electra_fast::BiasGELUBackward<T> call{
+      at<const T>(dy), at<const T>(x), at<const float>(bias), rows, width, at<T>(dx), at<float>(dbias)};
+  const py::gil_scoped_release unlocked;
+  electra_fast::bias_gelu_backward(call, threads);
+}
+
+void bind_gelu(py::module_& module) {
+  const auto forward = [&module](const char* name, auto* function) {
+    module.def(name, function, py::kw_only(), py::arg("x"), py::arg("bias"), py::arg("rows"), py::arg("width"),
+               py::arg("y"), py::arg("threads"));
+  };
+  const auto backward = [&module](const char* name, auto* function) {
+    module.def(name, function, py::kw_only(), py::arg("dy"), py::arg("x"), py::arg("bias"), py::arg("rows"),
+               py::arg("width"), py::arg("dx"), py::arg("dbias"), py::arg("threads"));
+  };
+  forward("bias_gelu_float32", call_bias_gelu<float>);
+  forward("bias_gelu_bfloat16", call_bias_gelu<electra_fast::bfloat16>);
+  backward("bias_gelu_backward_float32", call_bias_gelu_backward<float>);
+  backward("bias_gelu_backward_bfloat16", call_bias_gelu_backward<electra_fast::bfloat16>);
+}
 
 }  // namespace
 

@@ -37,6 +37,7 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     # layer_norm
     # embedding
     # gelu
+    "bias_gelu": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
 }
 
 
