@@ -106,11 +106,12 @@ void run(const BiasGELUBackward<T>& call, int threads) {
   });
   parallel_for(width, threads, kElementsPerThread / std::max<std::int64_t>(blocks, 1) + 1,
                [&](std::int64_t first, std::int64_t last) noexcept {
-                 std::fill(call.dbias + first, call.dbias + last, 0.0F);
+                 std::vector<double> sums(static_cast<std::size_t>(last - first));
                  for (std::int64_t b = 0; b < blocks; ++b) {
-                   const float* row = partial.data() + b * width;
-                   for (std::int64_t i = first; i < last; ++i) call.dbias[i] += row[i];
+                   const float* row = partial.data() + b * width + first;
+                   for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += row[i];
                  }
+                 for (std::size_t i = 0; i < sums.size(); ++i) call.dbias[first + static_cast<std::int64_t>(i)] = static_cast<float>(sums[i]);
                });
 }
 

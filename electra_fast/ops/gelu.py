@@ -41,7 +41,6 @@ def _bias_gelu_backward_cpp(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor
     extension = _backends.extension()
     is_float32 = x.dtype == torch.float32
     run = extension.bias_gelu_backward_float32 if is_float32 else extension.bias_gelu_backward_bfloat16
-    dy = dy.contiguous()  # named, so that the copy outlives the call
     dx, dbias = torch.empty_like(x), torch.empty_like(bias)
     run(
         dy=dy.data_ptr(),
@@ -65,7 +64,7 @@ def _bias_gelu_triton(x: Tensor, bias: Tensor) -> Tensor:
 def _bias_gelu_backward_triton(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     from electra_fast.kernels.gelu import bias_gelu_backward_triton
 
-    return bias_gelu_backward_triton(dy.contiguous(), x, bias)
+    return bias_gelu_backward_triton(dy, x, bias)
 
 
 def _shapes(x: Tensor, bias: Tensor) -> Tensor:
@@ -81,7 +80,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> N
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
-    return _bias_gelu_backward(dy, *ctx.saved_tensors)
+    return _bias_gelu_backward(dy.contiguous(), *ctx.saved_tensors)
 
 
 _bias_gelu_backward = register(
