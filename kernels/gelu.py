@@ -10,7 +10,7 @@ from torch import Tensor
 # Launch parameters: (rows, columns, warps) of what a program holds at a time. Reasoned, not measured: no GPU has run
 # them yet.
 _FORWARD = (4, 512, 4)  # 16 elements a thread: loads of 128 bits from every dtype, and several of them in flight
-_BACKWARD = (2, 512, 4)  # 8 a thread of two inputs, and the sums of the columns
+_BACKWARD = (4, 512, 4)  # likewise; also where a warp has 64 lanes
 
 _ROWS_PER_PROGRAM = 64  # whose bias gradients a program adds; fixed, so that the bits depend on no GPU's size
 
