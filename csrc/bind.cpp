@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "gelu.h"
+#include "layer_norm.h"
 #include "masking_sampling.h"
 #include "parallel.h"
 #include "rtd_bce.h"
@@ -91,7 +92,61 @@ void bind_rtd_bce(py::module_& module) {
 
 // --- layer_norm ---
 
-void bind_layer_norm(py::module_&) {}
+electra_fast::LayerNormRows layer_norm_rows(std::uintptr_t x, std::uintptr_t residual, std::uintptr_t row_ids,
+                                            std::int64_t num_rows, std::int64_t width, bool x_is_bfloat16,
+                                            bool y_is_bfloat16, std::uint64_t drop_below, std::int64_t seed,
+                                            std::uint32_t stream, float scale) {
+  electra_fast::LayerNormRows rows{};
+  rows.x = at<const void>(x);
+  rows.residual = at<const void>(residual);
+  rows.row_ids = at<const std::int64_t>(row_ids);
+  rows.num_rows = num_rows;
+  rows.width = width;
+  rows.x_is_bfloat16 = x_is_bfloat16;
+  rows.y_is_bfloat16 = y_is_bfloat16;
+  rows.drops = drop_below > 0;
+  rows.dropout = {static_cast<std::uint64_t>(seed), stream, static_cast<std::uint32_t>(drop_below - 1), scale};
+  return rows;
+}
+
+// Positional: names would cost a microsecond of the few that a call takes. electra_fast/_C.pyi has them.
+void bind_layer_norm(py::module_& module) {
+  module.def("layer_norm", [](std::uintptr_t x, std::uintptr_t residual, std::uintptr_t row_ids, std::int64_t num_rows,
+                              std::int64_t width, bool x_is_bfloat16, bool y_is_bfloat16, std::uint64_t drop_below,
+                              std::int64_t seed, std::uint32_t stream, float scale, std::uintptr_t weight,
+                              std::uintptr_t bias, float eps, std::uintptr_t y, std::uintptr_t stats, int threads) {
+    electra_fast::LayerNorm call{};
+    call.rows = layer_norm_rows(x, residual, row_ids, num_rows, width, x_is_bfloat16, y_is_bfloat16, drop_below, seed,
+                                stream, scale);
+    call.weight = at<const float>(weight);
+    call.bias = at<const float>(bias);
+    call.eps = eps;
+    call.y = at<void>(y);
+    call.mean = at<float>(stats);
+    call.rstd = call.mean + num_rows;
+    const py::gil_scoped_release unlocked;
+    electra_fast::layer_norm(call, threads);
+  });
+  module.def("layer_norm_backward",
+             [](std::uintptr_t x, std::uintptr_t residual, std::uintptr_t row_ids, std::int64_t num_rows,
+                std::int64_t width, bool x_is_bfloat16, bool y_is_bfloat16, std::uint64_t drop_below, std::int64_t seed,
+                std::uint32_t stream, float scale, std::uintptr_t dy, std::uintptr_t weight, std::uintptr_t stats,
+                std::uintptr_t dx, std::uintptr_t dresidual, std::uintptr_t dweight, std::uintptr_t dbias, int threads) {
+               electra_fast::LayerNormBackward call{};
+               call.rows = layer_norm_rows(x, residual, row_ids, num_rows, width, x_is_bfloat16, y_is_bfloat16,
+                                           drop_below, seed, stream, scale);
+               call.dy = at<const void>(dy);
+               call.weight = at<const float>(weight);
+               call.mean = at<const float>(stats);
+               call.rstd = call.mean + num_rows;
+               call.dx = at<void>(dx);
+               call.dresidual = at<void>(dresidual);
+               call.dweight = at<float>(dweight);
+               call.dbias = at<float>(dbias);
+               const py::gil_scoped_release unlocked;
+               electra_fast::layer_norm_backward(call, threads);
+             });
+}
 
 // --- embedding ---
 

@@ -13,6 +13,7 @@ from electra_fast.ops.generator_head import (
     linear_cross_entropy_sample,
     linear_cross_entropy_sample_with_argmax,
 )
+from electra_fast.ops.layer_norm import dropout_add_layer_norm, layer_norm
 from electra_fast.ops.masking_sampling import (
     MaskedTokens,
     corrupt_tokens,
@@ -31,6 +32,8 @@ __all__ = [
     "availability",
     "bias_gelu",
     "corrupt_tokens",
+    "dropout_add_layer_norm",
+    "layer_norm",
     "linear_cross_entropy_sample",
     "linear_cross_entropy_sample_with_argmax",
     "mask_tokens",

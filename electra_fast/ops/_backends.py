@@ -35,6 +35,8 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     # rtd_bce
     "rtd_bce": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     # layer_norm
+    "layer_norm": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
+    "dropout_add_layer_norm": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     # embedding
     # gelu
     "bias_gelu": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},

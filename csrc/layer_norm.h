@@ -1,0 +1,48 @@
+// Layer normalisation of dropout(x) + residual for CPU; electra_fast/ops/layer_norm.py says what it computes.
+#pragma once
+
+#include <cstdint>
+
+#include "rows.h"
+
+namespace electra_fast {
+
+// The rows that are normalised. residual, y and their gradients share one type, x and dx another or the same.
+struct LayerNormRows {
+  const void* x;                // [num_rows, width]
+  const void* residual;         // the same, or null: y has the type of x then, and nothing is dropped
+  const std::int64_t* row_ids;  // [num_rows], or null for 0..num_rows-1
+  std::int64_t num_rows, width;  // width is at most kMaxWidth
+  bool x_is_bfloat16, y_is_bfloat16;
+  bool drops;
+  Dropout dropout;
+};
+
+struct LayerNorm {
+  LayerNormRows rows;
+  const float* weight;  // [width], as is bias
+  const float* bias;
+  float eps;
+  // Outputs, every element of which is written.
+  void* y;      // [num_rows, width]
+  float* mean;  // [num_rows], as is rstd
+  float* rstd;
+};
+
+struct LayerNormBackward {
+  LayerNormRows rows;
+  const void* dy;
+  const float* weight;
+  const float* mean;
+  const float* rstd;
+  // Outputs, every element of which is written; null where nobody needs them. dweight and dbias go together.
+  void* dx;
+  void* dresidual;
+  float* dweight;  // [width], as is dbias
+  float* dbias;
+};
+
+void layer_norm(const LayerNorm& call, int threads);
+void layer_norm_backward(const LayerNormBackward& call, int threads);
+
+}  // namespace electra_fast
