@@ -15,6 +15,9 @@ from the data order. Where a caller gives none, an operator uses 0..T-1.
 
 **Decisions** with probability p compare integers: `word < threshold(p)`, in 64 bits, so that p = 1 is certain.
 
+**Dropout** drops an element where its number, by row id and column, is below threshold(p); the others are multiplied by
+1 / (1 - p) in float32.
+
 **Sampling** reads one call per row, at column block 0: words 0 and 1 make a uniform number of 53 bits (`uniform53`).
 
 **Seeds** are int64 0-d tensors on the device of the data, so that a new seed needs no new graph. A run derives them on
@@ -84,6 +87,14 @@ def threshold(p: float) -> int:
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"a probability must lie in [0, 1]; got {p}")
     return round(p * 2**32)
+
+
+def dropout_factors(seed: Tensor, row_ids: Tensor, width: int, p: float, stream: int) -> Tensor:
+    """What dropout multiplies rows by, float64 [rows, width]: 0 with probability p, else 1 / (1 - p) in float32."""
+    blocks = torch.arange((width + 3) // 4, device=row_ids.device)
+    words = torch.stack(philox(seed, row_ids.unsqueeze(1), blocks, stream), dim=2).flatten(1)[:, :width]
+    scale = torch.full((), 1 / (1 - p), dtype=torch.float32, device=row_ids.device).double()
+    return torch.where(words < threshold(p), 0.0, scale)
 
 
 def check_stream(stream: int) -> int:
