@@ -34,8 +34,8 @@ _MAX_ROWS = 32  # narrow rows: a program for so few elements that it is over soo
 # number of tokens alone: 32 keep 132 multiprocessors busy from 4,096 tokens on, and 1,024 blocks are quickly added.
 _MIN_BLOCK = 32
 _MAX_BLOCKS = 1024
-_FEW_TYPES = 2  # token types whose sums a program can hold beside those of weight and bias,
-_FEW_TYPES_WIDTH = 4096  # up to this width: at 8,192 registers spill
+_FEW_TYPES = 2  # token types whose sums a program can hold beside those of weight and bias
+_ONE_PASS_WIDTH = 4096  # wider rows take a launch for dx and one for the sums: together they spill registers
 
 _SEGMENT = 64  # sorted tokens that a program adds, one after another: [MASK] is 13% of tokens and must be cut
 _STAGES = 6  # rows on their way while one is added
@@ -189,6 +189,8 @@ def backward_kernel(
     HAS_TYPE_IDS: tl.constexpr,
     HAS_ROW_IDS: tl.constexpr,
     HAS_DROPOUT: tl.constexpr,
+    WRITES_DX: tl.constexpr,
+    SUMS: tl.constexpr,
     SUMS_TYPES: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -207,6 +209,13 @@ def backward_kernel(
         o_token = begin + tl.arange(0, ROWS)
         m_token = o_token < end
         m_tile = m_token[:, None] & m_column[None, :]
+        o_tile = o_token[:, None] * width + o_column[None, :]
+        b_factors = tl.full([ROWS, COLUMNS], 1.0, tl.float32)
+        if HAS_DROPOUT:  # before anything else holds registers
+            b_factors = factors_of_tokens(
+                p_seed, p_row_ids, o_token, m_token, drop_below, scale, stream, HAS_ROW_IDS, COLUMNS
+            )
+        b_dy = tl.load(p_dy + o_tile, mask=m_tile, other=0.0).to(tl.float32) * b_factors
         b_rows, b_types = summed_rows(
             p_word,
             p_token_type,
@@ -227,25 +236,22 @@ def backward_kernel(
         b_mean = tl.load(p_stats + o_token, mask=m_token, other=0.0)
         b_rstd = tl.load(p_stats + num_tokens + o_token, mask=m_token, other=0.0)
         b_x_hat = tl.where(m_tile, (b_rows - b_mean[:, None]) * b_rstd[:, None], 0.0)
-        o_tile = o_token[:, None] * width + o_column[None, :]
-        b_dy = tl.load(p_dy + o_tile, mask=m_tile, other=0.0).to(tl.float32)
-        if HAS_DROPOUT:
-            b_dy *= factors_of_tokens(
-                p_seed, p_row_ids, o_token, m_token, drop_below, scale, stream, HAS_ROW_IDS, COLUMNS
-            )
-        b_dx = standardise_backward(b_dy, b_x_hat, b_weight, b_rstd, width)
-        tl.store(p_dx + o_tile, b_dx.to(p_dx.dtype.element_ty), mask=m_tile)
-        b_dweight += b_dy * b_x_hat
-        b_dbias += b_dy
+        if WRITES_DX:
+            b_dx = standardise_backward(b_dy, b_x_hat, b_weight, b_rstd, width)
+            tl.store(p_dx + o_tile, b_dx.to(p_dx.dtype.element_ty), mask=m_tile)
+        if SUMS:
+            b_dweight += b_dy * b_x_hat
+            b_dbias += b_dy
         if SUMS_TYPES:
             b_type0 += tl.where(m_tile & (b_types == 0)[:, None], b_dx, 0.0)
             b_type1 += tl.where(m_tile & (b_types == 1)[:, None], b_dx, 0.0)
 
-    p_sums += i_block * 4 * width + o_column
-    tl.store(p_sums, tl.sum(b_dweight, 0), mask=m_column)
-    tl.store(p_sums + width, tl.sum(b_dbias, 0), mask=m_column)
-    tl.store(p_sums + 2 * width, tl.sum(b_type0, 0), mask=m_column)
-    tl.store(p_sums + 3 * width, tl.sum(b_type1, 0), mask=m_column)
+    if SUMS:
+        p_sums += i_block * 4 * width + o_column
+        tl.store(p_sums, tl.sum(b_dweight, 0), mask=m_column)
+        tl.store(p_sums + width, tl.sum(b_dbias, 0), mask=m_column)
+        tl.store(p_sums + 2 * width, tl.sum(b_type0, 0), mask=m_column)
+        tl.store(p_sums + 3 * width, tl.sum(b_type1, 0), mask=m_column)
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
@@ -420,17 +426,19 @@ def embedding_layer_norm_backward_triton(
     """Launches the backward; arguments and results as `embedding_layer_norm_backward_reference` has them."""
     num_tokens, width = input_ids.shape[0], word.shape[1]
     needs_word, needs_type, needs_position, needs_weight, needs_bias = needed
-    few_types = token_type.shape[0] <= _FEW_TYPES and width <= _FEW_TYPES_WIDTH
+    few_types = token_type.shape[0] <= _FEW_TYPES and width <= _ONE_PASS_WIDTH
     launch = launch_for(width, _BACKWARD_TILE)
     block = max(_MIN_BLOCK, triton.cdiv(num_tokens, _MAX_BLOCKS))
     num_blocks = triton.cdiv(num_tokens, block)
-    dx = torch.empty_like(dy, memory_format=torch.contiguous_format)
+    dy = dy.contiguous()
+    dx = torch.empty_like(dy)
     sums = weight.new_empty(num_blocks, 4, width)
     total = weight.new_empty(4, width)
     with torch.cuda.device_of(word):
-        if num_tokens > 0:
+        passes = [(True, True)] if width <= _ONE_PASS_WIDTH else [(True, False), (False, True)]
+        for writes_dx, sums_too in passes if num_tokens > 0 else []:
             backward_kernel[(num_blocks,)](
-                dy.contiguous(),
+                dy,
                 word,
                 token_type,
                 position,
@@ -455,6 +463,8 @@ def embedding_layer_norm_backward_triton(
                 HAS_TYPE_IDS=token_type_ids is not None,
                 HAS_ROW_IDS=row_ids is not None,
                 HAS_DROPOUT=p > 0,
+                WRITES_DX=writes_dx,
+                SUMS=sums_too,
                 SUMS_TYPES=few_types and needs_type,
                 ROWS=launch.rows,
                 COLUMNS=launch.columns,

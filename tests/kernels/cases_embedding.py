@@ -39,45 +39,33 @@ def _rows(dtype: str) -> list[Case]:
     }
     result = []
     for width in _WIDTHS:
-        sums_types = width <= kernels._FEW_TYPES_WIDTH
-        result += [
-            _row_case(
-                f"forward-{width}-{dtype}",
-                kernels.forward_kernel,
-                forward,
-                {"eps": "fp32"},
-                {},
-                width,
-                kernels._FORWARD_TILE,
-            ),
-            _row_case(
-                f"backward-{width}-{dtype}",
-                kernels.backward_kernel,
-                backward,
-                {"block": "i32"},
-                {"SUMS_TYPES": sums_types},
-                width,
-                kernels._BACKWARD_TILE,
-            ),
-        ]
+        result.append(
+            _row_case(f"forward-{width}-{dtype}", kernels.forward_kernel, forward, width, kernels._FORWARD_TILE, {})
+        )
+        is_one_pass = width <= kernels._ONE_PASS_WIDTH
+        passes = {"": (True, True)} if is_one_pass else {"dx-": (True, False), "sums-": (False, True)}
+        for name, (writes_dx, sums) in passes.items():
+            flags = {"WRITES_DX": writes_dx, "SUMS": sums, "SUMS_TYPES": is_one_pass}
+            result.append(
+                _row_case(
+                    f"backward-{name}{width}-{dtype}",
+                    kernels.backward_kernel,
+                    backward,
+                    width,
+                    kernels._BACKWARD_TILE,
+                    flags,
+                )
+            )
     return result
 
 
-def _row_case(
-    name: str,
-    kernel: Any,
-    pointers: dict[str, str],
-    sizes: dict[str, str],
-    flags: dict[str, bool],
-    width: int,
-    tile: int,
-) -> Case:
+def _row_case(name: str, kernel: Any, pointers: dict[str, str], width: int, tile: int, flags: dict[str, bool]) -> Case:
     launch = kernels.launch_for(width, tile)
     is_aligned = width % 16 == 0
     return Case(
         name,
         kernel,
-        {**pointers, **_SIZES, **_RANDOM, **sizes},
+        {**pointers, **_SIZES, **_RANDOM, **({"block": "i32"} if flags else {"eps": "fp32"})},
         {**_FLAGS, **flags, "ROWS": launch.rows, "COLUMNS": launch.columns},
         {"num_warps": launch.warps},
         aligned=(*pointers, *(("width",) if is_aligned else ())),
