@@ -7,6 +7,7 @@
 
 #include "gelu.h"
 #include "layer_norm.h"
+#include "embedding.h"
 #include "masking_sampling.h"
 #include "parallel.h"
 #include "rtd_bce.h"
@@ -150,7 +151,74 @@ void bind_layer_norm(py::module_& module) {
 
 // --- embedding ---
 
-void bind_embedding(py::module_&) {}
+void bind_embedding(py::module_& module) {
+  using electra_fast::EmbeddingRows;
+  // What forward and backward both take.
+  py::class_<EmbeddingRows>(module, "EmbeddingRows")
+      .def(py::init([](std::uintptr_t word, std::uintptr_t token_type, std::uintptr_t position, bool is_bfloat16,
+                       std::uintptr_t weight, std::uintptr_t input_ids, std::uintptr_t token_type_ids,
+                       std::uintptr_t position_ids, std::uintptr_t row_ids, std::int64_t num_tokens,
+                       std::int64_t width, std::int64_t seed, std::uint32_t stream, std::uint64_t drop_below,
+                       float scale) {
+             EmbeddingRows rows{};
+             rows.word = at<const void>(word);
+             rows.token_type = at<const void>(token_type);
+             rows.position = at<const void>(position);
+             rows.is_bfloat16 = is_bfloat16;
+             rows.weight = at<const float>(weight);
+             rows.input_ids = at<const std::int64_t>(input_ids);
+             rows.token_type_ids = at<const std::int64_t>(token_type_ids);
+             rows.position_ids = at<const std::int64_t>(position_ids);
+             rows.row_ids = at<const std::int64_t>(row_ids);
+             rows.num_tokens = num_tokens;
+             rows.width = width;
+             rows.has_dropout = drop_below > 0;
+             rows.dropout.seed = static_cast<std::uint64_t>(seed);
+             rows.dropout.stream = stream;
+             rows.dropout.last_dropped = static_cast<std::uint32_t>(drop_below - 1);
+             rows.dropout.scale = scale;
+             return rows;
+           }),
+           py::kw_only(), py::arg("word"), py::arg("token_type"), py::arg("position"), py::arg("is_bfloat16"),
+           py::arg("weight"), py::arg("input_ids"), py::arg("token_type_ids"), py::arg("position_ids"),
+           py::arg("row_ids"), py::arg("num_tokens"), py::arg("width"), py::arg("seed"), py::arg("stream"),
+           py::arg("drop_below"), py::arg("scale"));
+  module.def(
+      "embedding_layer_norm",
+      [](const EmbeddingRows& rows, std::uintptr_t bias, float eps, std::uintptr_t y, std::uintptr_t stats,
+         int threads) {
+        const electra_fast::EmbeddingLayerNorm call{rows, at<const float>(bias), eps, at<void>(y), at<float>(stats)};
+        const py::gil_scoped_release unlocked;
+        electra_fast::embedding_layer_norm(call, threads);
+      },
+      py::arg("rows"), py::kw_only(), py::arg("bias"), py::arg("eps"), py::arg("y"), py::arg("stats"),
+      py::arg("threads"));
+  module.def(
+      "embedding_layer_norm_backward",
+      [](const EmbeddingRows& rows, std::uintptr_t dy, std::uintptr_t stats, std::int64_t num_words,
+         std::int64_t num_types, std::int64_t num_positions, std::int64_t padding_idx, std::uintptr_t dword,
+         std::uintptr_t dtoken_type, std::uintptr_t dposition, std::uintptr_t dweight, std::uintptr_t dbias,
+         int threads) {
+        electra_fast::EmbeddingLayerNormBackward call{};
+        call.rows = rows;
+        call.dy = at<const void>(dy);
+        call.stats = at<const float>(stats);
+        call.num_words = num_words;
+        call.num_types = num_types;
+        call.num_positions = num_positions;
+        call.padding_idx = padding_idx;
+        call.dword = at<void>(dword);
+        call.dtoken_type = at<void>(dtoken_type);
+        call.dposition = at<void>(dposition);
+        call.dweight = at<float>(dweight);
+        call.dbias = at<float>(dbias);
+        const py::gil_scoped_release unlocked;
+        electra_fast::embedding_layer_norm_backward(call, threads);
+      },
+      py::arg("rows"), py::kw_only(), py::arg("dy"), py::arg("stats"), py::arg("num_words"), py::arg("num_types"),
+      py::arg("num_positions"), py::arg("padding_idx"), py::arg("dword"), py::arg("dtoken_type"),
+      py::arg("dposition"), py::arg("dweight"), py::arg("dbias"), py::arg("threads"));
+}
 
 // --- gelu ---
 

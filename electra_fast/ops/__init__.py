@@ -7,6 +7,7 @@ from __future__ import annotations
 from electra_fast.ops import random
 from electra_fast.ops._backends import Availability, availability, use_backend
 from electra_fast.ops.gelu import bias_gelu
+from electra_fast.ops.embedding import embedding_layer_norm
 from electra_fast.ops.generator_head import (
     GeneratorSample,
     GeneratorSampleWithArgmax,
@@ -34,6 +35,7 @@ __all__ = [
     "corrupt_tokens",
     "dropout_add_layer_norm",
     "layer_norm",
+    "embedding_layer_norm",
     "linear_cross_entropy_sample",
     "linear_cross_entropy_sample_with_argmax",
     "mask_tokens",

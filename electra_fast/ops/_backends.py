@@ -38,6 +38,7 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "layer_norm": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     "dropout_add_layer_norm": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     # embedding
+    "embedding_layer_norm": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     # gelu
     "bias_gelu": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
 }
