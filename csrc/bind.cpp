@@ -11,6 +11,7 @@
 #include "masking_sampling.h"
 #include "parallel.h"
 #include "rtd_bce.h"
+#include "sampling.h"
 
 namespace py = pybind11;
 
@@ -26,8 +27,8 @@ T* at(std::uintptr_t address) {
 void bind_masking_sampling(py::module_& module) {
   module.def(
       "mask_tokens",
-      [](std::uintptr_t input_ids, std::uintptr_t cu_seqlens, std::uintptr_t row_ids, std::int64_t num_tokens,
-         std::int64_t num_sequences, std::int64_t seed, std::int64_t mask_token_id,
+      [](std::uintptr_t input_ids, std::uintptr_t cu_seqlens, std::uintptr_t row_ids, std::uintptr_t unit_starts,
+         std::int64_t num_tokens, std::int64_t num_sequences, std::int64_t seed, std::int64_t mask_token_id,
          const std::vector<std::int64_t>& never_mask_ids, std::int64_t num_masked, float mask_prob,
          std::uint64_t replace_below, std::int64_t max_per_sequence, std::uintptr_t masked_ids,
          std::uintptr_t positions, std::uintptr_t labels, std::uintptr_t weights, int threads) {
@@ -35,6 +36,7 @@ void bind_masking_sampling(py::module_& module) {
         call.input_ids = at<const std::int64_t>(input_ids);
         call.cu_seqlens = at<const std::int64_t>(cu_seqlens);
         call.row_ids = at<const std::int64_t>(row_ids);
+        call.unit_starts = at<const std::uint8_t>(unit_starts);
         call.never_mask_ids = never_mask_ids.data();
         call.num_tokens = num_tokens;
         call.num_sequences = num_sequences;
@@ -52,15 +54,60 @@ void bind_masking_sampling(py::module_& module) {
         const py::gil_scoped_release unlocked;
         electra_fast::mask_tokens(call, threads);
       },
-      py::kw_only(), py::arg("input_ids"), py::arg("cu_seqlens"), py::arg("row_ids"), py::arg("num_tokens"),
-      py::arg("num_sequences"), py::arg("seed"), py::arg("mask_token_id"), py::arg("never_mask_ids"),
-      py::arg("num_masked"), py::arg("mask_prob"), py::arg("replace_below"), py::arg("max_per_sequence"),
+      py::kw_only(), py::arg("input_ids"), py::arg("cu_seqlens"), py::arg("row_ids"), py::arg("unit_starts"),
+      py::arg("num_tokens"), py::arg("num_sequences"), py::arg("seed"), py::arg("mask_token_id"),
+      py::arg("never_mask_ids"), py::arg("num_masked"), py::arg("mask_prob"), py::arg("replace_below"), py::arg("max_per_sequence"),
       py::arg("masked_ids"), py::arg("positions"), py::arg("labels"), py::arg("weights"), py::arg("threads"));
+
+  module.def(
+      "corrupt_tokens",
+      [](std::uintptr_t input_ids, std::uintptr_t positions, std::uintptr_t sampled_ids, std::uintptr_t weights,
+         std::int64_t num_tokens, std::int64_t num_slots, std::uintptr_t corrupted_ids, std::uintptr_t is_replaced,
+         int threads) {
+        electra_fast::CorruptTokens call{};
+        call.input_ids = at<const std::int64_t>(input_ids);
+        call.positions = at<const std::int64_t>(positions);
+        call.sampled_ids = at<const std::int64_t>(sampled_ids);
+        call.weights = at<const float>(weights);
+        call.num_tokens = num_tokens;
+        call.num_slots = num_slots;
+        call.corrupted_ids = at<std::int64_t>(corrupted_ids);
+        call.is_replaced = at<std::uint8_t>(is_replaced);
+        const py::gil_scoped_release unlocked;
+        electra_fast::corrupt_tokens(call, threads);
+      },
+      py::kw_only(), py::arg("input_ids"), py::arg("positions"), py::arg("sampled_ids"), py::arg("weights"),
+      py::arg("num_tokens"), py::arg("num_slots"), py::arg("corrupted_ids"), py::arg("is_replaced"),
+      py::arg("threads"));
 }
 
 // --- generator_head ---
 
-void bind_generator_head(py::module_&) {}
+void bind_generator_head(py::module_& module) {
+  module.def(
+      "sample_tokens",
+      [](std::uintptr_t logits, bool bfloat16, std::int64_t num_rows, std::int64_t vocab_size, std::int64_t row_stride,
+         std::uintptr_t row_ids, std::uintptr_t disallow, std::int64_t seed, std::uint32_t stream,
+         float inverse_temperature, std::uintptr_t sampled_ids, int threads) {
+        electra_fast::SampleTokens call{};
+        call.logits = at<const void>(logits);
+        call.bfloat16 = bfloat16;
+        call.num_rows = num_rows;
+        call.vocab_size = vocab_size;
+        call.row_stride = row_stride;
+        call.row_ids = at<const std::int64_t>(row_ids);
+        call.disallow = at<const std::int64_t>(disallow);
+        call.seed = seed;
+        call.stream = stream;
+        call.inverse_temperature = inverse_temperature;
+        call.sampled_ids = at<std::int64_t>(sampled_ids);
+        const py::gil_scoped_release unlocked;
+        electra_fast::sample_tokens(call, threads);
+      },
+      py::kw_only(), py::arg("logits"), py::arg("bfloat16"), py::arg("num_rows"), py::arg("vocab_size"),
+      py::arg("row_stride"), py::arg("row_ids"), py::arg("disallow"), py::arg("seed"), py::arg("stream"),
+      py::arg("inverse_temperature"), py::arg("sampled_ids"), py::arg("threads"));
+}
 
 // --- rtd_bce ---
 

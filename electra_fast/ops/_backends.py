@@ -28,8 +28,8 @@ _TRITON_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     # masking_sampling
     "mask_tokens": {"cpp": (torch.int64,), "triton": (torch.int64,)},
-    "sample_tokens": {},
-    "corrupt_tokens": {},
+    "sample_tokens": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
+    "corrupt_tokens": {"cpp": (torch.int64,), "triton": (torch.int64,)},
     # generator_head
     "linear_cross_entropy_sample": {},
     # rtd_bce

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -39,6 +38,7 @@ def mask_tokens_reference(
     cu_seqlens: Tensor,
     seed: Tensor,
     row_ids: Tensor | None,
+    unit_starts: Tensor | None,
     mask_token_id: int,
     never_mask_ids: Sequence[int],
     num_masked: int,
@@ -46,7 +46,7 @@ def mask_tokens_reference(
     replace_below: int,
     max_per_sequence: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Plain PyTorch on any device: static shapes, no sync."""
+    """Plain PyTorch on any device: static shapes; no sync, except one a round where there are units."""
     num_tokens, device = input_ids.shape[0], input_ids.device
     tokens = torch.arange(num_tokens, device=device)
     sequences = sequence_of_tokens(cu_seqlens, tokens)  # [T]
@@ -56,14 +56,13 @@ def mask_tokens_reference(
         candidates &= input_ids != never
     keys, decisions, _, _ = philox(seed, tokens if row_ids is None else row_ids, 0, MASKING_STREAM)
 
-    # Within its sequence, candidates first, by key: a stable sort leaves ties in the order of positions.
-    order = torch.argsort(((2 * sequences + ~candidates) << 32) + keys, stable=True)
     starts = cu_seqlens.long()
     lengths = torch.cat([starts.diff(), starts.new_zeros(1)])  # [B + 1], nothing to mask after the last sequence
     budgets = torch.round(lengths.float() * mask_prob).long().clamp(1, max_per_sequence)
-    of_sorted = sequences[order]
-    picked_sorted = candidates[order] & (tokens - starts[of_sorted] < budgets[of_sorted])
-    picked = torch.empty_like(candidates).scatter_(0, order, picked_sorted)
+    if unit_starts is None:
+        picked = _pick_tokens(candidates, keys, sequences, starts, budgets)
+    else:
+        picked = _pick_units(candidates, keys, sequences, budgets, unit_starts)
 
     counts = picked.cumsum(0)  # [T]
     replaced = picked & (counts <= num_masked) & (decisions < replace_below)
@@ -77,11 +76,52 @@ def mask_tokens_reference(
     return masked_ids, positions, input_ids[positions], used.float()
 
 
+def _pick_tokens(candidates: Tensor, keys: Tensor, sequences: Tensor, starts: Tensor, budgets: Tensor) -> Tensor:
+    """Which tokens [T] are masked: in each sequence as many as `budgets` [B + 1] says, those with the smallest keys."""
+    # Within its sequence, candidates first, by key: a stable sort leaves ties in the order of positions.
+    order = torch.argsort(((2 * sequences + ~candidates) << 32) + keys, stable=True)
+    of_sorted = sequences[order]
+    rank = torch.arange(order.shape[0], device=order.device) - starts[of_sorted]
+    return torch.empty_like(candidates).scatter_(0, order, candidates[order] & (rank < budgets[of_sorted]))
+
+
+def _pick_units(candidates: Tensor, keys: Tensor, sequences: Tensor, budgets: Tensor, unit_starts: Tensor) -> Tensor:
+    """Which tokens [T] are masked where units are masked whole."""
+    num_tokens, outside = candidates.shape[0], budgets.shape[0] - 1
+    begins = unit_starts.clone()
+    begins[:1] = True
+    begins[1:] |= sequences[1:] != sequences[:-1]
+    units = begins.cumsum(0) - 1  # [T], numbered by position; the tables below have T rows, which is enough
+    sizes = torch.zeros_like(keys).scatter_add_(0, units, candidates.long())
+    tokens = torch.arange(num_tokens, device=keys.device)
+    firsts = torch.full_like(keys, num_tokens - 1)
+    firsts.scatter_reduce_(0, units, torch.where(candidates, tokens, num_tokens - 1), "amin")
+
+    # Sequence after sequence, units in key order, those without candidates last; a stable sort keeps ties in position.
+    owners = torch.where(sizes > 0, sequences[firsts], outside)
+    order = torch.argsort((owners << 32) + keys[firsts], stable=True)
+    owners, sizes = owners[order], sizes[order]
+    heads = torch.searchsorted(owners, torch.arange(outside + 1, device=keys.device))  # [B + 1]
+    taken, left = sizes == 0, budgets
+    while True:
+        # A round takes those that fit up to the first for which the others have left no room: it is skipped, and what
+        # is left for the next round is smaller than it.
+        fits = ~taken & (sizes <= left[owners])
+        running = torch.cat([heads.new_zeros(1), (sizes * fits).cumsum(0)])
+        new = fits & (running[1:] - running[heads][owners] <= left[owners])
+        if not new.any():
+            break
+        taken = taken | new
+        left = left.scatter_add(0, owners, -sizes * new)
+    return candidates & torch.empty_like(taken).scatter_(0, order, taken)[units]
+
+
 def _mask_tokens_cpp(
     input_ids: Tensor,
     cu_seqlens: Tensor,
     seed: Tensor,
     row_ids: Tensor | None,
+    unit_starts: Tensor | None,
     mask_token_id: int,
     never_mask_ids: Sequence[int],
     num_masked: int,
@@ -97,6 +137,7 @@ def _mask_tokens_cpp(
         input_ids=input_ids.data_ptr(),
         cu_seqlens=starts.data_ptr(),
         row_ids=0 if row_ids is None else row_ids.data_ptr(),
+        unit_starts=0 if unit_starts is None else unit_starts.data_ptr(),
         num_tokens=input_ids.shape[0],
         num_sequences=starts.shape[0] - 1,
         seed=seed.item(),
@@ -126,6 +167,7 @@ def _mask_tokens_shapes(
     cu_seqlens: Tensor,
     seed: Tensor,
     row_ids: Tensor | None,
+    unit_starts: Tensor | None,
     mask_token_id: int,
     never_mask_ids: Sequence[int],
     num_masked: int,
@@ -162,6 +204,7 @@ def mask_tokens(
     max_per_sequence: int | None = None,
     seed: Tensor | int | None,
     row_ids: Tensor | None = None,
+    unit_starts: Tensor | None = None,
 ) -> MaskedTokens:
     """Mask a share of the tokens of each sequence: positions drawn uniformly, without replacement.
 
@@ -169,17 +212,25 @@ def mask_tokens(
     positions, the product and the rounding in float32, or all its candidates if there are fewer. Candidates are the
     tokens whose id is not in `never_mask_ids`; those with the k smallest random keys are masked.
 
+    With `unit_starts`, units (words, n-gram spans, entities) are masked whole: all candidates of a unit, or none. A
+    unit's key is its first candidate's. In the order of keys each unit is taken that has no more candidates than are
+    left of k; a larger one is skipped, so that fewer than k may be masked. [MASK] or not is decided token by token.
+    For whole-word masking with a WordPiece tokenizer, `unit_starts` is True where the token does not begin with "##".
+
     Args:
         input_ids: int64 [T], flat tokens of B sequences; tokens after `cu_seqlens[-1]` are never masked.
         cu_seqlens: int32 or int64 [B + 1], where each sequence starts, from 0; equal neighbours are empty sequences.
         mask_token_id: the id of [MASK].
         never_mask_ids: ids never masked, such as [CLS], [SEP], [MASK].
-        num_masked: M, the number of slots; positions beyond the M-th, in ascending order, stay unmasked.
+        num_masked: M, the number of slots; positions beyond the M-th, in ascending order, stay unmasked (and may leave
+            a unit half masked).
         mask_prob: the share of tokens to mask.
         replace_prob: the probability that a masked position becomes [MASK]; else it keeps its token.
         max_per_sequence: the most positions in one sequence; None is no limit.
         seed: int64 0-d tensor on the device of the data, or an int; None draws one from torch's default generator.
         row_ids: int64 [T], names of the tokens for the random numbers; None is 0..T-1 (see `electra_fast.ops.random`).
+        unit_starts: bool [T], True where a unit begins; the first token of a sequence begins one in any case. None:
+            each token is a unit.
 
     Returns:
         `MaskedTokens(input_ids [T], positions [M], labels [M], weights [M])`. Unused slots have position 0, weight 0
@@ -191,17 +242,20 @@ def mask_tokens(
             it is checked only with ELECTRA_FAST_DEBUG=1, and a wrong one gives wrong masks, never a wild access.
 
     Source: ELECTRA paper, sections 2 and 3.1; google-research/electra, pretrain/pretrain_helpers.py (`mask`), which
-    draws with replacement and so masks fewer, a defect not kept.
+    draws with replacement and so masks fewer, a defect not kept. Units: google-research/bert,
+    create_pretraining_data.py (`do_whole_word_mask`), which skips what does not fit likewise.
     """
     name = "mask_tokens"
     check_tensor(name, "input_ids", input_ids, 1, (torch.int64,), input_ids.device)
     check_tensor(name, "cu_seqlens", cu_seqlens, 1, (torch.int32, torch.int64), input_ids.device)
     if cu_seqlens.shape[0] < 1:
         raise ValueError(f"{name}: cu_seqlens must have B + 1 entries, at least one; got none")
-    if row_ids is not None:
-        check_tensor(name, "row_ids", row_ids, 1, (torch.int64,), input_ids.device)
-        if row_ids.shape != input_ids.shape:
-            raise ValueError(f"{name}: row_ids has shape {tuple(row_ids.shape)}, input_ids {tuple(input_ids.shape)}")
+    for argument, tensor, dtype in (("row_ids", row_ids, torch.int64), ("unit_starts", unit_starts, torch.bool)):
+        if tensor is None:
+            continue
+        check_tensor(name, argument, tensor, 1, (dtype,), input_ids.device)
+        if tensor.shape != input_ids.shape:
+            raise ValueError(f"{name}: {argument} has shape {tuple(tensor.shape)}, input_ids {tuple(input_ids.shape)}")
     if num_masked < 0:
         raise ValueError(f"{name}: num_masked must not be negative; got {num_masked}")
     if not 0.0 <= mask_prob <= 1.0:
@@ -215,6 +269,7 @@ def mask_tokens(
         cu_seqlens.contiguous(),
         as_seed(seed, input_ids.device),
         None if row_ids is None else row_ids.contiguous(),
+        None if unit_starts is None else unit_starts.contiguous(),
         mask_token_id,
         tuple(never_mask_ids),
         num_masked,
@@ -237,6 +292,7 @@ def mask_tokens_padded(
     max_per_sequence: int | None = None,
     seed: Tensor | int | None,
     row_ids: Tensor | None = None,
+    unit_starts: Tensor | None = None,
 ) -> MaskedTokens:
     """`mask_tokens` for a padded batch, each row one sequence: the tokens that `attention_mask` keeps.
 
@@ -246,6 +302,7 @@ def mask_tokens_padded(
         max_masked: the number of slots of each row; its positions beyond that, in ascending order, stay unmasked.
         row_ids: int64 [B, S]; None numbers the kept tokens from 0, row by row, which gives the masks of the same text
             flattened.
+        unit_starts: bool [B, S]; what it says of padding counts for nothing.
 
     Other arguments, and what raises, as in `mask_tokens`.
 
@@ -255,7 +312,7 @@ def mask_tokens_padded(
     """
     name = "mask_tokens_padded"
     check_tensor(name, "input_ids", input_ids, 2, (torch.int64,), input_ids.device)
-    for argument, tensor in (("attention_mask", attention_mask), ("row_ids", row_ids)):
+    for argument, tensor in (("attention_mask", attention_mask), ("row_ids", row_ids), ("unit_starts", unit_starts)):
         if tensor is not None and tensor.shape != input_ids.shape:
             raise ValueError(f"{name}: {argument} has shape {tuple(tensor.shape)}, input_ids {tuple(input_ids.shape)}")
     if attention_mask.is_floating_point() or attention_mask.device != input_ids.device:
@@ -285,6 +342,7 @@ def mask_tokens_padded(
         max_per_sequence=max_per_sequence,
         seed=seed,
         row_ids=None if row_ids is None else row_ids.flatten()[order],
+        unit_starts=None if unit_starts is None else unit_starts.flatten()[order],
     )
 
     used = flat.weights > 0
@@ -324,10 +382,11 @@ def sample_tokens_reference(
     rows = torch.arange(logits.shape[0], device=logits.device) if row_ids is None else row_ids
     word0, word1, _, _ = philox(seed, rows, 0, stream)
     # In place from here on: each new [M, V] costs more in page faults than in arithmetic.
-    scores = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
     if disallow is not None:
         scores.scatter_(1, disallow.unsqueeze(1), -math.inf)
-    masses = scores.sub_(scores.amax(1, keepdim=True)).exp_()
+    # The largest goes first: the division would round large logits by more than the difference of two of them.
+    masses = scores.sub_(scores.amax(1, keepdim=True)).div_(temperature).exp_()
     cumulative = masses.double().cumsum_(1)  # [M, V]; cumsum(dtype=float64) is 10 times slower (torch 2.13, CPU)
     total = cumulative[:, -1:]
     # Below the total even where the product rounds up to it, so that the token found has a mass.
@@ -336,11 +395,71 @@ def sample_tokens_reference(
     return torch.searchsorted(cumulative, aim, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
 
 
+def _sample_tokens_cpp(
+    logits: Tensor, seed: Tensor, row_ids: Tensor | None, disallow: Tensor | None, temperature: float, stream: int
+) -> Tensor:
+    num_rows, vocab_size = logits.shape
+    logits = rows_of(logits)
+    row_ids, disallow = contiguous(row_ids), contiguous(disallow)
+    sampled_ids = logits.new_empty(num_rows, dtype=torch.int64)
+    _backends.extension().sample_tokens(
+        logits=logits.data_ptr(),
+        bfloat16=logits.dtype == torch.bfloat16,
+        num_rows=num_rows,
+        vocab_size=vocab_size,
+        row_stride=logits.stride(0),
+        row_ids=0 if row_ids is None else row_ids.data_ptr(),
+        disallow=0 if disallow is None else disallow.data_ptr(),
+        seed=seed.item(),
+        stream=stream,
+        inverse_temperature=inverse_of(temperature),
+        sampled_ids=sampled_ids.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return sampled_ids
+
+
+def _sample_tokens_triton(
+    logits: Tensor, seed: Tensor, row_ids: Tensor | None, disallow: Tensor | None, temperature: float, stream: int
+) -> Tensor:
+    from electra_fast.kernels.sampling import sample_tokens_triton
+
+    return sample_tokens_triton(
+        rows_of(logits), seed, contiguous(row_ids), contiguous(disallow), inverse_of(temperature), stream
+    )
+
+
+def rows_of(matrix: Tensor) -> Tensor:
+    """`matrix`, or a copy, with the elements of a row beside each other; rows may lie anywhere."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def inverse_of(temperature: float) -> float:
+    """1 / temperature, at most the largest float32: the infinity above it would make NaN of the largest score, 0."""
+    return min(1.0 / temperature, torch.finfo(torch.float32).max)
+
+
+def _sample_tokens_check(
+    logits: Tensor, seed: Tensor, row_ids: Tensor | None, disallow: Tensor | None, *_: Any
+) -> None:
+    if disallow is not None and disallow.numel() > 0:
+        low, high = (int(bound) for bound in disallow.aminmax())
+        if low < 0 or high >= logits.shape[1]:
+            raise ValueError(
+                f"sample_tokens: disallow must hold tokens in [0, V = {logits.shape[1]}); got {low} to {high}"
+            )
+
+
 _sample_tokens = register(
     "sample_tokens",
-    {"reference": sample_tokens_reference},
+    {"reference": sample_tokens_reference, "cpp": _sample_tokens_cpp, "triton": _sample_tokens_triton},
     operator="sample_tokens",
     shapes=_sample_tokens_shapes,
+    check_values=_sample_tokens_check,
 )
 
 
@@ -358,7 +477,8 @@ def sample_tokens(
     Args:
         logits: [M, V], floating point, V >= 1; no gradient flows through the sample.
         temperature: positive.
-        disallow: int64 [M], one token for each row that is never drawn (V >= 2 then); None allows all.
+        disallow: int64 [M], one token in [0, V) for each row that is never drawn (V >= 2 then); None allows all. On
+            CUDA the range is checked under ELECTRA_FAST_DEBUG=1 only; one outside disallows nothing.
         seed: int64 0-d tensor on the device of the data, or an int; None draws one from torch's default generator.
         stream: int in [0, 2^31), separates uses of one seed.
         row_ids: int64 [M], names of the rows for the random numbers; None is 0..M-1.
@@ -393,19 +513,88 @@ def sample_tokens(
 # --- corrupt_tokens ---------------------------------------------------------------------------------------------------
 
 
+def corrupt_tokens_reference(
+    input_ids: Tensor, positions: Tensor, sampled_ids: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Plain PyTorch on any device."""
+    num_tokens = input_ids.shape[0]
+    writes = (weights > 0) & (positions >= 0) & (positions < num_tokens)
+    # One element more, where the others write.
+    targets = torch.where(writes, positions, num_tokens)
+    extended = torch.cat([input_ids, input_ids.new_zeros(1)]).scatter_(0, targets, sampled_ids)
+    corrupted_ids = extended[:-1].clone()
+    return corrupted_ids, corrupted_ids != input_ids
+
+
+def _corrupt_tokens_cpp(
+    input_ids: Tensor, positions: Tensor, sampled_ids: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    corrupted_ids, is_replaced = _corrupt_tokens_shapes(input_ids, positions, sampled_ids, weights)
+    _backends.extension().corrupt_tokens(
+        input_ids=input_ids.data_ptr(),
+        positions=positions.data_ptr(),
+        sampled_ids=sampled_ids.data_ptr(),
+        weights=weights.data_ptr(),
+        num_tokens=input_ids.shape[0],
+        num_slots=positions.shape[0],
+        corrupted_ids=corrupted_ids.data_ptr(),
+        is_replaced=is_replaced.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return corrupted_ids, is_replaced
+
+
+def _corrupt_tokens_triton(*args: Any) -> tuple[Tensor, Tensor]:
+    from electra_fast.kernels.masking_sampling import corrupt_tokens_triton
+
+    return corrupt_tokens_triton(*args)
+
+
+def _corrupt_tokens_shapes(
+    input_ids: Tensor, positions: Tensor, sampled_ids: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(input_ids), torch.empty_like(input_ids, dtype=torch.bool)
+
+
+def _corrupt_tokens_check(input_ids: Tensor, positions: Tensor, sampled_ids: Tensor, weights: Tensor) -> None:
+    num_tokens = input_ids.shape[0]
+    if positions.shape[0] == 0:
+        return
+    lowest, highest = positions.aminmax()
+    if lowest >= 0 and highest < num_tokens:
+        return
+    wrong = positions[(weights > 0) & ((positions < 0) | (positions >= num_tokens))]
+    if wrong.shape[0] > 0:
+        raise ValueError(
+            f"corrupt_tokens: positions must lie in [0, T) where weights are positive, T = {num_tokens}; "
+            f"got {wrong[0].item()}"
+        )
+
+
+_corrupt_tokens = register(
+    "corrupt_tokens",
+    {"reference": corrupt_tokens_reference, "cpp": _corrupt_tokens_cpp, "triton": _corrupt_tokens_triton},
+    operator="corrupt_tokens",
+    shapes=_corrupt_tokens_shapes,
+    check_values=_corrupt_tokens_check,
+)
+
+
 def corrupt_tokens(input_ids: Tensor, positions: Tensor, sampled_ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Write the sampled tokens over the true ones and say which tokens that changed.
 
     Args:
         input_ids: int64 [T], the true tokens (not the masked ones).
         positions, sampled_ids: int64 [M]; positions with a weight are distinct and lie in [0, T).
-        weights: [M]; slots of weight 0 write nothing.
+        weights: float32 [M]; slots of weight 0 write nothing.
 
     Returns:
         `(corrupted_ids int64 [T], is_replaced bool [T])`; a sample equal to the true token counts as real.
 
     Raises:
-        TypeError, ValueError: a dtype, shape or device other than the above.
+        TypeError, ValueError: a dtype, shape or device other than the above, or a position out of range. Positions are
+            checked on the CPU; on other devices that would wait for the device, so they are checked only with
+            ELECTRA_FAST_DEBUG=1, and slots with one out of range write nothing.
 
     Source: ELECTRA paper, section 2; google-research/electra, run_pretraining.py (`_get_fake_data`).
     """
@@ -413,29 +602,29 @@ def corrupt_tokens(input_ids: Tensor, positions: Tensor, sampled_ids: Tensor, we
     check_tensor(name, "input_ids", input_ids, 1, (torch.int64,), input_ids.device)
     check_tensor(name, "positions", positions, 1, (torch.int64,), input_ids.device)
     check_tensor(name, "sampled_ids", sampled_ids, 1, (torch.int64,), input_ids.device)
+    check_tensor(name, "weights", weights, 1, (torch.float32,), input_ids.device)
     for argument, tensor in (("sampled_ids", sampled_ids), ("weights", weights)):
         if tensor.shape != positions.shape:
             raise ValueError(f"{name}: {argument} has shape {tuple(tensor.shape)}, positions {tuple(positions.shape)}")
-    _backends.select("corrupt_tokens", input_ids)
-    # One element more, where the unused slots write.
-    targets = torch.where(weights > 0, positions, input_ids.shape[0])
-    corrupted_ids = torch.cat([input_ids, input_ids.new_zeros(1)]).scatter(0, targets, sampled_ids)[:-1]
-    return corrupted_ids, corrupted_ids != input_ids
+    return _corrupt_tokens(
+        input_ids.contiguous(), positions.contiguous(), sampled_ids.contiguous(), weights.contiguous()
+    )
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, num_tokens: int) -> None:
-    bounds = cu_seqlens.tolist()
-    lengths = [end - start for start, end in itertools.pairwise(bounds)]
-    if bounds[0] != 0 or min(lengths, default=0) < 0 or bounds[-1] > num_tokens:
+    shortest, longest = 0, 0
+    if cu_seqlens.shape[0] > 1:
+        shortest, longest = (length.item() for length in cu_seqlens.long().diff().aminmax())
+    if cu_seqlens[0].item() != 0 or shortest < 0 or cu_seqlens[-1].item() > num_tokens:
         raise ValueError(
             f"mask_tokens: cu_seqlens must begin with 0, never decrease and end at most at T = {num_tokens}; "
-            f"got {bounds}"
+            f"got {cu_seqlens.tolist()}"
         )
-    if max(lengths, default=0) > MAX_SEQUENCE_LENGTH:
+    if longest > MAX_SEQUENCE_LENGTH:
         raise ValueError(
-            f"mask_tokens: a sequence in cu_seqlens has {max(lengths)} tokens; the most is {MAX_SEQUENCE_LENGTH}: "
+            f"mask_tokens: a sequence in cu_seqlens has {longest} tokens; the most is {MAX_SEQUENCE_LENGTH}: "
             "cut it into pieces"
         )

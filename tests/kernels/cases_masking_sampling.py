@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from electra_fast.kernels import masking_sampling as kernels
 from tests.kernels.ahead_of_time import Case
 
@@ -39,36 +41,81 @@ _WRITE = {
     "search_steps": "i32",
 }
 
+_NUMBER_UNITS = {
+    "p_cu_seqlens": "*i32",
+    "p_keys": "*i64",
+    "p_unit_starts": "*i1",
+    "p_units": "*i32",
+    "p_before": "*i32",
+    "p_candidates": "*i32",
+    "num_tokens": "i32",
+    "num_sequences": "i32",
+}
+_ORDER_UNITS = {
+    "p_cu_seqlens": "*i32",
+    "p_keys": "*i64",
+    "p_units": "*i32",
+    "p_before": "*i32",
+    "p_candidates": "*i32",
+    "p_orders": "*i64",
+    "p_sizes": "*i32",
+    "p_picked": "*i32",
+    "num_tokens": "i32",
+    "num_sequences": "i32",
+}
+_PICK_UNITS = {
+    "p_cu_seqlens": "*i32",
+    "p_orders": "*i64",
+    "p_sizes": "*i32",
+    "p_picked": "*i32",
+    "num_tokens": "i32",
+    "num_sequences": "i32",
+    "mask_prob": "fp32",
+    "max_per_sequence": "i32",
+}
+_COPY = {"p_input_ids": "*i64", "p_corrupted_ids": "*i64", "p_is_replaced": "*i1", "num_tokens": "i32"}
+_CORRUPT = {
+    "p_input_ids": "*i64",
+    "p_positions": "*i64",
+    "p_sampled_ids": "*i64",
+    "p_weights": "*fp32",
+    "p_corrupted_ids": "*i64",
+    "p_is_replaced": "*i1",
+    "num_tokens": "i32",
+    "num_slots": "i32",
+}
+
+
+def case(name: str, kernel: Any, signature: dict[str, str], launch: tuple[int, int], **more: Any) -> Case:
+    """Its pointers aligned, as those of PyTorch's tensors are.
+
+    No wide loads: masks end at a token count that is not specialised on, so that 64 bits a thread are the most.
+    """
+    block, warps = launch
+    constants = more.pop("constants", {}) | {"BLOCK": block}
+    aligned = tuple(name for name in signature if name.startswith("p_"))
+    return Case(name, kernel, signature, constants, {"num_warps": warps}, aligned, **more)
+
 
 def cases() -> list[Case]:
-    (draw, draw_warps), (pick, pick_warps), (write, write_warps) = kernels._DRAW, kernels._PICK, kernels._WRITE
-    never = (101, 102, 103)
-    return [
-        Case(
+    draws = [
+        case(
             f"draw-{'row-ids' if has_row_ids else 'numbered'}",
             kernels.draw_kernel,
             _DRAW,
-            constants={"NEVER_MASK_IDS": never, "HAS_ROW_IDS": has_row_ids, "BLOCK": draw},
-            options={"num_warps": draw_warps},
-            aligned=("p_input_ids", "p_row_ids", "p_keys", "p_decisions"),
-            philox_elements=4 * draw,  # a call a token: a key and a decision are two of its words
+            kernels._DRAW,
+            constants={"NEVER_MASK_IDS": (101, 102, 103), "HAS_ROW_IDS": has_row_ids},
+            philox_elements=4 * kernels._DRAW[0],  # a call a token: a key and a decision are two of its words
         )
         for has_row_ids in (False, True)
-    ] + [
-        Case(
-            "pick",
-            kernels.pick_kernel,
-            _PICK,
-            constants={"BLOCK": pick},
-            options={"num_warps": pick_warps},
-            aligned=("p_cu_seqlens", "p_keys", "p_picked"),
-        ),
-        Case(
-            "write",
-            kernels.write_kernel,
-            _WRITE,
-            constants={"BLOCK": write},
-            options={"num_warps": write_warps},
-            aligned=tuple(name for name in _WRITE if name.startswith("p_")),
-        ),
+    ]
+    return [
+        *draws,
+        case("pick", kernels.pick_kernel, _PICK, kernels._PICK),
+        case("write", kernels.write_kernel, _WRITE, kernels._WRITE),
+        case("number-units", kernels.number_units_kernel, _NUMBER_UNITS, kernels._PICK),
+        case("order-units", kernels.order_units_kernel, _ORDER_UNITS, kernels._PICK),
+        case("pick-units", kernels.pick_units_kernel, _PICK_UNITS, kernels._PICK),
+        case("copy", kernels.copy_kernel, _COPY, kernels._COPY),
+        case("corrupt", kernels.corrupt_kernel, _CORRUPT, kernels._CORRUPT),
     ]

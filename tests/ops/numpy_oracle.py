@@ -42,6 +42,7 @@ def mask_tokens(
     max_per_sequence: int | None,
     seed: int,
     row_ids: np.ndarray | None,
+    unit_starts: np.ndarray | None = None,
 ) -> Masked:
     rows = np.arange(len(input_ids)) if row_ids is None else row_ids
     keys, decisions, _, _ = philox(seed, rows, 0, 0)
@@ -49,9 +50,18 @@ def mask_tokens(
     for begin, end in itertools.pairwise(cu_seqlens):
         budget = int(np.rint(np.float32(end - begin) * np.float32(mask_prob)))
         budget = max(1, budget if max_per_sequence is None else min(budget, max_per_sequence))
-        candidates = [i for i in range(begin, end) if input_ids[i] not in never_mask_ids]
-        picked += sorted(sorted(candidates, key=lambda i: (keys[i], i))[:budget])
-    picked = picked[:num_masked]
+        units: list[list[int]] = []  # the candidates of each
+        for i in range(begin, end):
+            if i == begin or unit_starts is None or unit_starts[i]:
+                units.append([])
+            if input_ids[i] not in never_mask_ids:
+                units[-1].append(i)
+        left = min(budget, sum(map(len, units)))
+        for unit in sorted(filter(None, units), key=lambda unit: (keys[unit[0]], unit[0])):
+            if len(unit) <= left:
+                picked += unit
+                left -= len(unit)
+    picked = sorted(picked)[:num_masked]
 
     masked_ids = input_ids.copy()
     for i in picked:

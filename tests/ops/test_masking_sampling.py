@@ -16,22 +16,11 @@ import torch
 from electra_fast import ops
 from electra_fast.ops import _backends, masking_sampling, random
 from tests.ops import numpy_oracle
-from tests.ops.backends import poison_new_tensors
+from tests.ops.backends import BACKENDS, KERNELS, needs_cpp, needs_interpreter, poison_new_tensors
 
 CLS, SEP, MASK = 2, 3, 4
 NEVER = (CLS, SEP, MASK)
 ROOT = Path(__file__).parents[2]
-
-needs_cpp = pytest.mark.skipif(_backends._extension_error() is not None, reason="the C++ extension is not built")
-needs_interpreter = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" or _backends._triton_error() is not None,
-    reason="runs Triton on the CPU: needs Triton and TRITON_INTERPRET=1",
-)
-BACKENDS = [
-    "reference",
-    pytest.param("cpp", marks=needs_cpp),
-    pytest.param("triton", marks=needs_interpreter),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -58,13 +47,23 @@ def random_options(g: np.random.Generator, num_tokens: int) -> dict:
         "replace_prob": float(g.choice([0.0, 0.85, 1.0, g.random()])),
         "max_per_sequence": None if g.random() < 0.5 else int(g.integers(1, 20)),
         "seed": int(g.integers(-(2**63), 2**63)),
-        "row_ids": None if g.random() < 0.3 else g.integers(-(2**63), 2**63, num_tokens, dtype=np.int64),
+        # A few row ids only, hence many equal keys, in one case of five.
+        "row_ids": None if g.random() < 0.3 else g.integers(*g.choice(ROW_IDS), num_tokens, dtype=np.int64),
+        "unit_starts": None if g.random() < 0.3 else random_units(g, num_tokens),
     }
 
 
+ROW_IDS = [(-(2**63), 2**63 - 1)] * 4 + [(0, 5)]
+
+
+def random_units(g: np.random.Generator, num_tokens: int) -> np.ndarray:
+    return g.random(num_tokens) < g.choice([0.0, 0.1, 0.4, 0.7, 1.0])
+
+
 def run(ids: np.ndarray, cu_seqlens: np.ndarray, dtype=torch.int32, device="cpu", **options) -> ops.MaskedTokens:
-    if options.get("row_ids") is not None:
-        options["row_ids"] = torch.from_numpy(options["row_ids"]).to(device)
+    for name in ("row_ids", "unit_starts"):
+        if options.get(name) is not None:
+            options[name] = torch.from_numpy(options[name]).to(device)
     return ops.mask_tokens(torch.from_numpy(ids).to(device), torch.from_numpy(cu_seqlens).to(device, dtype), **options)
 
 
@@ -83,47 +82,47 @@ SHAPES = [(0, 1), (9, 1), (12, 5), (4, 300), (3, 600), (900, 120), (1, 1500), (2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("has_units", [False, True])
 @pytest.mark.parametrize(("sequences", "longest"), SHAPES)
-def test_mask_tokens_equals_numpy(backend, sequences, longest, rng_seed, monkeypatch):
-    if backend == "triton" and sequences * longest > 3000:
-        sequences, longest = 2, 1100  # the interpreter takes minutes for more
+def test_mask_tokens_equals_numpy(backend, sequences, longest, has_units, rng_seed):
+    if backend.interpreted:
+        sequences, longest = min(sequences, 3), min(longest, 1100)  # takes minutes for more
     g = np.random.default_rng(rng_seed)
-    with torch.random.fork_rng(), ops.use_backend(backend):
-        monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-        for tail in (0, 7):
+    with ops.use_backend(backend.name):
+        for tail in (7,) if backend.interpreted else (0, 7):
             ids, cu_seqlens = random_batch(g, sequences=sequences, longest=longest, tail=tail)
-            options = random_options(g, len(ids))
+            options = random_options(g, len(ids)) | {"unit_starts": random_units(g, len(ids)) if has_units else None}
             expected = numpy_oracle.mask_tokens(ids, cu_seqlens, **options)
             for threads, dtype in ((1, torch.int32), (2, torch.int64), (3, torch.int32)):
                 torch.set_num_threads(threads)
-                assert_equal(run(ids, cu_seqlens, dtype, **options), expected)
-                if backend == "triton":
+                assert_equal(run(ids, cu_seqlens, dtype, backend.device, **options), expected)
+                if backend.name == "triton":
                     break
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_sequences_than_a_grid_has_rows(backend, rng_seed):
+    if backend.interpreted:
+        pytest.skip("takes minutes")
+    g = np.random.default_rng(rng_seed)
+    ids, cu_seqlens = g.integers(0, 9, 140_000), np.arange(0, 140_001, 2)  # a launch grid has 65,535 on its other axes
+    options = random_options(g, len(ids)) | {"num_masked": 60_000}
+    with ops.use_backend(backend.name):
+        got = run(ids, cu_seqlens, device=backend.device, **options)
+    assert_equal(got, numpy_oracle.mask_tokens(ids, cu_seqlens, **options))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_output_element_is_written(backend, rng_seed, monkeypatch):
     g = np.random.default_rng(rng_seed)
-    ids, cu_seqlens = random_batch(g, sequences=9, longest=33, tail=5)
-    options = random_options(g, len(ids)) | {"num_masked": 150}
-    expected = numpy_oracle.mask_tokens(ids, cu_seqlens, **options)
-
-    poison_new_tensors(monkeypatch)
-    with ops.use_backend(backend):
-        got = run(ids, cu_seqlens, **options)
-    assert_equal(got, expected)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-@pytest.mark.parametrize(("sequences", "longest"), SHAPES)
-def test_mask_tokens_equals_numpy_on_a_gpu(backend, sequences, longest, rng_seed):
-    g = np.random.default_rng(rng_seed)
-    ids, cu_seqlens = random_batch(g, sequences=sequences, longest=longest, tail=7)
-    options = random_options(g, len(ids))
-    with ops.use_backend(backend):
-        got = run(ids, cu_seqlens, device="cuda", **options)
-    assert_equal(got, numpy_oracle.mask_tokens(ids, cu_seqlens, **options))
+    ids, cu_seqlens = random_batch(g, sequences=4, longest=33, tail=5)
+    for unit_starts in (None, random_units(g, len(ids))):
+        options = random_options(g, len(ids)) | {"num_masked": 150, "unit_starts": unit_starts}
+        expected = numpy_oracle.mask_tokens(ids, cu_seqlens, **options)
+        with monkeypatch.context() as patch, ops.use_backend(backend.name):
+            poison_new_tensors(patch)
+            got = run(ids, cu_seqlens, device=backend.device, **options)
+        assert_equal(got, expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -131,57 +130,62 @@ def test_mask_tokens_equals_numpy_on_a_gpu(backend, sequences, longest, rng_seed
 def test_counts_round_half_to_even(backend, mask_prob):
     # Every short length; some long ones, where float32 and float64 differ in the rounding. The interpreter is slow, so
     # tests/kernels/test_masking_sampling.py tests the kernel's rule over all lengths.
-    lengths = np.arange(10, 60, 10) if backend == "triton" else np.array([*range(1, 60), 1010, 2710, 4090, 8190, 8192])
+    lengths = np.arange(10, 60, 10) if backend.interpreted else np.array([*range(1, 60), 1010, 2710, 4090, 8190, 8192])
     expected = np.maximum(1, np.rint(lengths.astype(np.float32) * np.float32(mask_prob))).astype(int)
     cu_seqlens = np.concatenate([[0], lengths.cumsum()])
     ids = np.full(cu_seqlens[-1], 9)
-    with ops.use_backend(backend):
-        masked = run(
-            ids, cu_seqlens, mask_token_id=MASK, never_mask_ids=(), num_masked=len(ids), mask_prob=mask_prob, seed=1
-        )
-    positions = masked.positions[masked.weights > 0].numpy()
+    options = {"mask_token_id": MASK, "never_mask_ids": (), "num_masked": len(ids), "mask_prob": mask_prob, "seed": 1}
+    with ops.use_backend(backend.name):
+        masked = run(ids, cu_seqlens, device=backend.device, **options)
+    positions = masked.positions[masked.weights > 0].cpu().numpy()
     assert np.array_equal(np.histogram(positions, cu_seqlens)[0], expected)
     assert len(set(positions.tolist())) == expected.sum()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_masks_follow_the_row_ids_through_permuted_cut_and_padded_batches(backend, rng_seed):
+@pytest.mark.parametrize("has_units", [False, True])
+def test_masks_follow_the_row_ids_through_permuted_cut_and_padded_batches(backend, has_units, rng_seed):
     g = np.random.default_rng(rng_seed)
-    lengths = g.integers(3, 40, 10)
+    count = 3 if backend.interpreted else 10
+    lengths = g.integers(3, 40, count)
     texts = [g.integers(0, 50, n) for n in lengths]
-    names = g.integers(0, 2**40, 10)
-    options = {"mask_token_id": MASK, "never_mask_ids": NEVER, "num_masked": 200, "seed": 11}
+    units = [g.random(n) < 0.5 for n in lengths]
+    names = g.integers(0, 2**40, count)
+    options = {"mask_token_id": MASK, "never_mask_ids": NEVER, "mask_prob": 0.3, "seed": 11}
 
     def masks_of(order: np.ndarray) -> dict[int, list[int]]:
         cu_seqlens = np.concatenate([[0], lengths[order].cumsum()])
         ids = np.concatenate([texts[i] for i in order])
-        rows = random.row_ids_for(torch.from_numpy(names[order]), torch.from_numpy(cu_seqlens), len(ids))
-        masked = run(ids, cu_seqlens, row_ids=rows.numpy(), **options)
+        rows = random.row_ids_for(torch.from_numpy(names[order]), torch.from_numpy(cu_seqlens), len(ids)).numpy()
+        unit_starts = np.concatenate([units[i] for i in order]) if has_units else None
+        masked = run(
+            ids, cu_seqlens, device=backend.device, row_ids=rows, unit_starts=unit_starts, num_masked=200, **options
+        )
         return {i: masked.input_ids[b:e].tolist() for i, b, e in zip(order, cu_seqlens, cu_seqlens[1:], strict=False)}
 
-    with ops.use_backend(backend):
-        whole = masks_of(np.arange(10))
-        assert masks_of(g.permutation(10)) == whole
-        assert masks_of(np.arange(4)) | masks_of(np.arange(4, 10)) == whole
+    with ops.use_backend(backend.name):
+        whole = masks_of(np.arange(count))
+        assert masks_of(g.permutation(count)) == whole
+        assert masks_of(np.arange(1)) | masks_of(np.arange(1, count)) == whole
 
-        padded = np.zeros((10, 45), np.int64)
-        left = g.integers(0, 5, 10)
-        kept = np.zeros((10, 45), bool)
-        rows = np.zeros((10, 45), np.int64)
+        padded = np.zeros((count, 45), np.int64)
+        left = g.integers(0, 5, count)
+        kept = np.zeros((count, 45), bool)
+        rows = np.zeros((count, 45), np.int64)
+        starts = g.random((count, 45)) < 0.5  # what it says of padding counts for nothing
         for i, text in enumerate(texts):
             span = slice(left[i], left[i] + len(text))
-            padded[i, span], kept[i, span] = text, True
+            padded[i, span], kept[i, span], starts[i, span] = text, True, units[i]
             rows[i, span] = names[i] * 2**16 + np.arange(len(text))
-        result = ops.mask_tokens_padded(
-            torch.from_numpy(padded),
-            torch.from_numpy(kept),
-            max_masked=12,
-            row_ids=torch.from_numpy(rows),
-            **{name: value for name, value in options.items() if name != "num_masked"},
+        padded, kept, rows, starts = (
+            torch.from_numpy(array).to(backend.device) for array in (padded, kept, rows, starts)
         )
-    for i in range(10):
-        assert result.input_ids[i][torch.from_numpy(kept[i])].tolist() == whole[i]
-        assert result.input_ids[i][torch.from_numpy(~kept[i])].eq(0).all()
+        result = ops.mask_tokens_padded(
+            padded, kept, max_masked=15, row_ids=rows, unit_starts=starts if has_units else None, **options
+        )
+    for i in range(count):
+        assert result.input_ids[i][kept[i]].tolist() == whole[i]
+        assert result.input_ids[i][~kept[i]].eq(0).all()
 
 
 @pytest.mark.parametrize("max_masked", [0, 1, 3, 30])
@@ -232,10 +236,11 @@ def test_padded_takes_empty_batches(shape):
 @pytest.mark.parametrize(("num_tokens", "cu_seqlens"), [(0, [0]), (0, [0, 0, 0]), (5, [0]), (5, [0, 0])])
 def test_mask_tokens_takes_empty_input(backend, num_tokens, cu_seqlens):
     ids = np.arange(10, 10 + num_tokens)
-    with ops.use_backend(backend):
+    with ops.use_backend(backend.name):
         for num_masked in (0, 3):
+            units = np.ones(num_tokens, bool) if num_masked else None
             options = {"mask_token_id": MASK, "never_mask_ids": (), "num_masked": num_masked, "seed": 1}
-            masked = run(ids, np.array(cu_seqlens), **options)
+            masked = run(ids, np.array(cu_seqlens), device=backend.device, unit_starts=units, **options)
             assert masked.input_ids.tolist() == ids.tolist()
             assert masked.positions.tolist() == [0] * num_masked
             assert masked.labels.tolist() == [10 if num_tokens else 0] * num_masked
@@ -248,9 +253,87 @@ def test_ties_go_to_the_first_position(backend):
     ids, rows = np.full(600, 9), np.full(600, 3)
     ids[:2] = SEP
     options = {"mask_token_id": MASK, "never_mask_ids": NEVER, "num_masked": 300, "mask_prob": 0.1, "row_ids": rows}
-    with ops.use_backend(backend):
-        masked = run(ids, np.array([0, 20, 600]), seed=8, **options)
+    with ops.use_backend(backend.name):
+        masked = run(ids, np.array([0, 20, 600]), device=backend.device, seed=8, **options)
     assert masked.positions[masked.weights > 0].tolist() == [2, 3, *range(20, 78)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_token_its_own_unit_is_no_units(backend, rng_seed):
+    g = np.random.default_rng(rng_seed)
+    ids, cu_seqlens = random_batch(g, sequences=6, longest=300, tail=5)
+    options = random_options(g, len(ids)) | {"unit_starts": None}
+    with ops.use_backend(backend.name):
+        without = run(ids, cu_seqlens, device=backend.device, **options)
+        each = run(ids, cu_seqlens, device=backend.device, **(options | {"unit_starts": np.ones(len(ids), bool)}))
+    assert all(torch.equal(a, b) for a, b in zip(without, each, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_units_are_masked_whole_and_none_that_fits_is_left(backend, rng_seed):
+    g = np.random.default_rng(rng_seed)
+    ids, unit_starts = g.integers(0, 9, 500), g.random(500) < 0.4
+    options = {"mask_token_id": MASK, "never_mask_ids": NEVER, "num_masked": 500, "mask_prob": 0.1, "seed": rng_seed}
+    with ops.use_backend(backend.name):
+        masked = run(ids, np.array([0, 500]), device=backend.device, unit_starts=unit_starts, **options)
+    picked = np.zeros(500, bool)
+    picked[masked.positions[masked.weights > 0].cpu().numpy()] = True
+    left = 50 - picked.sum()
+    assert 0 <= left < 50
+    assert not (picked & np.isin(ids, NEVER)).any()
+    unit_starts[0] = True
+    for unit in np.split(np.arange(500), np.flatnonzero(unit_starts)[1:]):
+        candidates = unit[~np.isin(ids[unit], NEVER)]
+        assert picked[candidates].all() or not picked[candidates].any()
+        assert picked[candidates].any() or len(candidates) == 0 or len(candidates) > left
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_units_that_just_do_not_fit_one_after_another(backend, rng_seed):
+    # In key order units of 1, k, 1, k - 1, 1, ... tokens: each large one is skipped, the worst case for rounds.
+    k = 6
+    sizes = [size for large in range(k, 0, -1) for size in (1, large)]
+    starts = np.cumsum([0, *sizes[:-1]])
+    length = sum(sizes) + 24  # the rest is one unit
+    rows = np.random.default_rng(rng_seed).integers(-(2**63), 2**63, length, dtype=np.int64)
+    keys = numpy_oracle.philox(5, rows, 0, 0)[0]
+    first, rest = np.append(starts, sum(sizes)), np.setdiff1d(np.arange(length), [*starts, sum(sizes)])
+    rows = rows[keys.argsort()]
+    rows[np.concatenate([first, rest])] = rows.copy()
+    unit_starts = np.isin(np.arange(length), first)
+    options = {"mask_token_id": MASK, "never_mask_ids": (), "num_masked": length, "mask_prob": 1.0, "seed": 5}
+    with ops.use_backend(backend.name):
+        masked = run(
+            np.full(length, 9),
+            np.array([0, length]),
+            device=backend.device,
+            row_ids=rows,
+            unit_starts=unit_starts,
+            max_per_sequence=k,
+            **options,
+        )
+    assert masked.positions[masked.weights > 0].tolist() == starts[::2].tolist()  # the k units of one token
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tied_units_go_by_position(backend):
+    options = {"mask_token_id": MASK, "never_mask_ids": NEVER, "num_masked": 12, "mask_prob": 0.5, "seed": 8}
+    ids, unit_starts = np.full(12, 9), np.zeros(12, bool)
+    ids[[0, 1, 4, 11]] = SEP
+    unit_starts[[0, 3, 6, 9, 10]] = True  # candidates 2 | 3, 5 | 6, 7, 8 | 9 | 10: of k = 6 all but the last
+    unit_starts[0] = False  # the first token begins a unit whatever it says
+    with ops.use_backend(backend.name):
+        masked = run(
+            ids, np.array([0, 12]), device=backend.device, row_ids=np.full(12, 3), unit_starts=unit_starts, **options
+        )
+        assert masked.positions[masked.weights > 0].tolist() == [2, 3, 5, 6, 7, 8]
+        unit_starts[3] = False  # 2, 3, 5 | 6, 7, 8 | 9 | 10
+        unit_starts[5] = True  # 2, 3 | 5 | 6, 7, 8 | 9 | 10
+        options["max_per_sequence"] = 5  # 2, 3, 5, then no room for 6, 7, 8
+        masked = run(
+            ids, np.array([0, 12]), device=backend.device, row_ids=np.full(12, 3), unit_starts=unit_starts, **options
+        )
+        assert masked.positions[masked.weights > 0].tolist() == [2, 3, 5, 9, 10]
 
 
 def test_never_masked_ids_and_replaced_share():
@@ -297,6 +380,9 @@ BAD_CALLS = [
     ({"cu_seqlens": torch.tensor([0, 8], device="meta")}, ValueError, "cu_seqlens lies on"),
     ({"row_ids": torch.arange(7)}, ValueError, "row_ids"),
     ({"row_ids": torch.arange(8).int()}, TypeError, "row_ids"),
+    ({"unit_starts": torch.ones(7, dtype=torch.bool)}, ValueError, "unit_starts"),
+    ({"unit_starts": torch.ones(8, dtype=torch.uint8)}, TypeError, "unit_starts"),
+    ({"unit_starts": torch.ones(8, dtype=torch.bool, device="meta")}, ValueError, "unit_starts lies on"),
     ({"num_masked": -1}, ValueError, "num_masked"),
     ({"mask_prob": 1.5}, ValueError, "mask_prob"),
     ({"mask_prob": float("nan")}, ValueError, "mask_prob"),
@@ -307,7 +393,7 @@ BAD_CALLS = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS[:3])  # on CUDA values are not checked
 @pytest.mark.parametrize(("change", "error", "message"), BAD_CALLS)
 def test_mask_tokens_refuses_bad_input(backend, change, error, message):
     call = {
@@ -318,57 +404,77 @@ def test_mask_tokens_refuses_bad_input(backend, change, error, message):
         "num_masked": 2,
         "seed": 1,
     } | change
-    with ops.use_backend(backend), pytest.raises(error, match=message):
+    with ops.use_backend(backend.name), pytest.raises(error, match=message):
         ops.mask_tokens(call.pop("input_ids"), call.pop("cu_seqlens"), **call)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_non_contiguous_input(backend, rng_seed):
     g = np.random.default_rng(rng_seed)
-    ids = torch.from_numpy(g.integers(0, 30, 200))
-    rows = torch.from_numpy(g.integers(0, 2**40, 200))
+    ids, rows = g.integers(0, 30, 200), g.integers(0, 2**40, 200)
+    tensors = [
+        torch.from_numpy(array).to(backend.device)
+        for array in (ids, np.array([0, 0, 50, 50, 100, 100]), rows, random_units(g, 200))
+    ]
     options = {"mask_token_id": MASK, "never_mask_ids": NEVER, "num_masked": 30, "seed": 1}
-    cu_seqlens = torch.tensor([0, 0, 50, 50, 100, 100])
-    with ops.use_backend(backend):
-        got = ops.mask_tokens(ids[::2], cu_seqlens[::2], row_ids=rows[::2], **options)
-        expected = ops.mask_tokens(ids[::2].clone(), cu_seqlens[::2].clone(), row_ids=rows[::2].clone(), **options)
+
+    def call(ids, cu_seqlens, rows, units):
+        masked = ops.mask_tokens(ids, cu_seqlens, row_ids=rows, unit_starts=units, **options)
+        slots = torch.stack([masked.positions, masked.labels + 1], 1)
+        return *masked, *ops.corrupt_tokens(ids, slots[:, 0], slots[:, 1], masked.weights.repeat_interleave(2)[::2])
+
+    with ops.use_backend(backend.name):
+        got = call(*(tensor[::2] for tensor in tensors))
+        expected = call(*(tensor[::2].clone() for tensor in tensors))
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@needs_interpreter
+def test_wrong_sequences_unchecked_reach_no_memory_outside(rng_seed):
+    # As on CUDA, where nothing checks what cu_seqlens holds; the interpreter would crash, or trample the guards.
+    from electra_fast.kernels.masking_sampling import mask_tokens_triton
+
+    g = np.random.default_rng(rng_seed)
+    guarded = torch.full((3, 90), 7)
+    ids = guarded[1]
+    for bounds in ([0, 50, 20, 90], [-40, 10, 400], [2**31 - 1, 0, -(2**31), 90]):
+        for unit_starts in (None, torch.from_numpy(g.random(90) < 0.4)):
+            masked = mask_tokens_triton(
+                ids, torch.tensor(bounds, dtype=torch.int32), torch.tensor(3), None, unit_starts, MASK, (), 20, 0.3,
+                2**31, 8192, 0,
+            )  # fmt: skip
+            assert ((masked[1] >= 0) & (masked[1] < 90)).all()
+            assert (guarded == 7).all()
 
 
 # --- torch.compile, threads, processes --------------------------------------------------------------------------------
 
 
-# The operator is opaque to the compiler, so one backend under inductor is enough.
-@pytest.mark.parametrize(
-    ("backend", "compiler"),
-    [
-        ("reference", "inductor"),
-        ("reference", "aot_eager"),
-        pytest.param("cpp", "aot_eager", marks=needs_cpp),
-        pytest.param("triton", "aot_eager", marks=needs_interpreter),
-    ],
-)
-def test_compiled_gives_the_same_bits_for_any_token_count(backend, compiler, rng_seed):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_gives_the_same_bits_for_any_token_count(backend, rng_seed):
     g = np.random.default_rng(rng_seed)
 
-    def step(ids, cu_seqlens, seed, rows):
-        masked = ops.mask_tokens(
-            ids, cu_seqlens, mask_token_id=MASK, never_mask_ids=NEVER, num_masked=8, seed=seed, row_ids=rows
-        )
-        with ops.use_backend("reference"):
-            return *masked, *ops.corrupt_tokens(ids, masked.positions, masked.labels + 1, masked.weights)
+    def step(ids, cu_seqlens, seed, rows, units):
+        options = {"mask_token_id": MASK, "never_mask_ids": NEVER, "num_masked": 8, "seed": seed, "row_ids": rows}
+        words = ops.mask_tokens(ids, cu_seqlens, unit_starts=units, **options)
+        masked = ops.mask_tokens(ids, cu_seqlens, **options)
+        return *words, *masked, *ops.corrupt_tokens(ids, masked.positions, masked.labels + 1, masked.weights)
 
     torch._dynamo.reset()
+    # The operators are opaque to the compiler, so one backend under inductor is enough.
+    compiler = "inductor" if backend.name == "cpp" else "aot_eager"
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=compiler)
-    with ops.use_backend(backend), torch._dynamo.config.patch(error_on_recompile=True):
-        for num_tokens, num_sequences in ((30, 4), (41, 5), (55, 3)):
+    with ops.use_backend(backend.name), torch._dynamo.config.patch(error_on_recompile=True):
+        for num_tokens, num_sequences in ((30, 3), (41, 2)):
             cuts = np.sort(g.integers(0, num_tokens, num_sequences - 1))
             call = (
                 torch.from_numpy(g.integers(5, 50, num_tokens)),
                 torch.tensor([0, *cuts, num_tokens], dtype=torch.int32),
                 torch.tensor(int(g.integers(2**60))),
                 torch.from_numpy(g.integers(0, 2**60, num_tokens)),
+                torch.from_numpy(g.random(num_tokens) < 0.5),
             )
+            call = tuple(tensor.to(backend.device) for tensor in call)
             for ours, truth in zip(compiled(*call), step(*call), strict=True):
                 assert torch.equal(ours, truth)
 
@@ -376,9 +482,11 @@ def test_compiled_gives_the_same_bits_for_any_token_count(backend, compiler, rng
 def test_opcheck(rng_seed):
     g = np.random.default_rng(rng_seed)
     ids, cu_seqlens, seed = torch.from_numpy(g.integers(0, 30, 50)), torch.tensor([0, 20, 44]), torch.tensor(3)
-    for rows in (None, torch.arange(50)):
-        arguments = (ids, cu_seqlens, seed, rows, MASK, NEVER, 9, 0.15, 2**31, 20)
+    for rows, units in ((None, None), (torch.arange(50), torch.from_numpy(g.random(50) < 0.5))):
+        arguments = (ids, cu_seqlens, seed, rows, units, MASK, NEVER, 9, 0.15, 2**31, 20)
         torch.library.opcheck(torch.ops.electra_fast.mask_tokens.default, arguments)
+    slots = torch.arange(9)
+    torch.library.opcheck(torch.ops.electra_fast.corrupt_tokens.default, (ids, slots, slots + 5, torch.ones(9)))
     for disallow in (None, torch.tensor([1, 2, 3])):
         torch.library.opcheck(
             torch.ops.electra_fast.sample_tokens.default, (torch.randn(3, 7), seed, None, disallow, 1.0, 2)
@@ -431,6 +539,31 @@ def test_two_python_threads_at_once(rng_seed):
     assert not failures
 
 
+@needs_cpp
+def test_threads_with_small_stacks_take_the_longest_sequences():
+    # 128 KB, the default under musl; a kernel with its tables on the stack dies of it, hence a process of its own.
+    script = """
+import threading, torch
+from electra_fast import ops
+def work():
+    ids = torch.full((8192,), 9)
+    for units in (None, torch.arange(8192) % 3 == 0):
+        options = dict(mask_token_id=4, never_mask_ids=(), num_masked=2000, seed=1, unit_starts=units)
+        print(int(ops.mask_tokens(ids, torch.tensor([0, 8192]), **options).weights.sum()))
+torch.set_num_threads(1)
+ops.mask_tokens(torch.arange(9), torch.tensor([0, 9]), mask_token_id=4, never_mask_ids=(), num_masked=2, seed=1)
+threading.stack_size(128 * 1024)
+with ops.use_backend("cpp"):
+    thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ELECTRA_FAST_BACKEND": "cpp"}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["1229", "1229"]  # round(8192 * 0.15): 409 units of three, and the last, of two
+
+
 class Masking(torch.utils.data.Dataset):
     """A dataset whose workers mask."""
 
@@ -439,9 +572,8 @@ class Masking(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         ids, cu_seqlens = torch.full((40_000,), 9), torch.arange(0, 40_001, 100)
-        return ops.mask_tokens(
-            ids, cu_seqlens, mask_token_id=MASK, never_mask_ids=(), num_masked=6000, seed=index
-        ).positions
+        masked = ops.mask_tokens(ids, cu_seqlens, mask_token_id=MASK, never_mask_ids=(), num_masked=6000, seed=index)
+        return torch.cat(ops.corrupt_tokens(ids, masked.positions, masked.labels + index % 2, masked.weights))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -565,33 +697,93 @@ def test_sample_tokens_refuses_bad_input(logits, options, error, message):
 # --- corrupt_tokens ---------------------------------------------------------------------------------------------------
 
 
-def test_corrupt_tokens(rng_seed):
-    g = np.random.default_rng(rng_seed)
-    ids = g.integers(0, 5, 200)
-    positions = np.sort(g.choice(200, 30, replace=False))
-    positions[0] = 0  # the position that unused slots name too
-    sampled = g.integers(0, 5, 40)
-    weights = np.concatenate([np.ones(30), np.zeros(10)]).astype(np.float32)
-    corrupted, is_replaced = ops.corrupt_tokens(
-        torch.from_numpy(ids),
-        torch.from_numpy(np.concatenate([positions, np.zeros(10, np.int64)])),
-        torch.from_numpy(sampled),
-        torch.from_numpy(weights),
-    )
+def random_corruption(g: np.random.Generator, num_tokens: int, num_slots: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Arguments, and the corrupted ids; a third of the slots unused, with any position at all."""
+    ids, sampled = g.integers(0, 5, num_tokens), g.integers(0, 5, num_slots)
+    used = g.permutation(num_slots) < min(2 * num_slots // 3, num_tokens)
+    positions = g.integers(-(2**40), 2**40, num_slots)
+    positions[used] = g.permutation(num_tokens)[: used.sum()]
     expected = ids.copy()
-    expected[positions] = sampled[:30]
-    assert np.array_equal(corrupted.numpy(), expected)
-    assert np.array_equal(is_replaced.numpy(), expected != ids)
-    assert (sampled[:30] == ids[positions]).any()  # an equal sample counts as real
+    expected[positions[used]] = sampled[used]
+    return [ids, positions, sampled, used.astype(np.float32)], expected
 
 
-def test_corrupt_tokens_takes_empty_input_and_refuses_bad():
-    none = torch.zeros(0, dtype=torch.int64)
-    corrupted, is_replaced = ops.corrupt_tokens(
-        none, torch.zeros(3, dtype=torch.int64), torch.ones(3).long(), torch.zeros(3)
-    )
-    assert corrupted.shape == is_replaced.shape == (0,)
-    with pytest.raises(ValueError, match="weights"):
-        ops.corrupt_tokens(torch.arange(5), none, none, torch.zeros(2))
-    with pytest.raises(TypeError, match="sampled_ids"):
-        ops.corrupt_tokens(torch.arange(5), none, none.int(), torch.zeros(0))
+@pytest.mark.parametrize("backend", BACKENDS)
+# Why each shape: nothing at all; no slot; no token; one; around the kernels' blocks of 1,024 and 256; several threads.
+@pytest.mark.parametrize(
+    ("num_tokens", "num_slots"), [(0, 0), (5, 0), (0, 3), (1, 1), (1023, 257), (1025, 256), (200_000, 30_000)]
+)
+def test_corrupt_tokens_equals_numpy(backend, num_tokens, num_slots, rng_seed, monkeypatch):
+    if backend.interpreted:
+        num_tokens, num_slots = min(num_tokens, 3000), min(num_slots, 500)
+    g = np.random.default_rng(rng_seed)
+    arrays, expected = random_corruption(g, num_tokens, num_slots)
+    tensors = [torch.from_numpy(array).to(backend.device) for array in arrays]
+    before = [tensor.clone() for tensor in tensors]
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        with monkeypatch.context() as patch, ops.use_backend(backend.name):
+            poison_new_tensors(patch)
+            corrupted, is_replaced = ops.corrupt_tokens(*tensors)
+        assert (corrupted.dtype, is_replaced.dtype) == (torch.int64, torch.bool)
+        assert np.array_equal(corrupted.cpu().numpy(), expected)
+        assert np.array_equal(is_replaced.cpu().numpy(), expected != arrays[0])  # an equal sample counts as real
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_chain_on_one_backend_is_the_chain_on_the_reference(backend, rng_seed):
+    g = np.random.default_rng(rng_seed)
+    ids, cu_seqlens = random_batch(g, sequences=7, longest=40)
+    options = {"mask_token_id": MASK, "never_mask_ids": NEVER, "num_masked": 30, "seed": 4}
+
+    def chain() -> list[torch.Tensor]:
+        masked = run(ids, cu_seqlens, device=backend.device, **options)
+        samples = (masked.labels + masked.positions) % 40
+        tokens = torch.from_numpy(ids).to(backend.device)
+        return [*masked, *ops.corrupt_tokens(tokens, masked.positions, samples, masked.weights)]
+
+    with ops.use_backend(backend.name):
+        ours = chain()
+    with ops.use_backend("reference"):
+        reference = chain()
+    assert all(torch.equal(a, b) for a, b in zip(ours, reference, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:3])  # on CUDA values are not checked
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"input_ids": torch.zeros(5, dtype=torch.int32)}, TypeError, "input_ids"),
+        ({"input_ids": torch.zeros(5, 1, dtype=torch.int64)}, ValueError, "input_ids"),
+        ({"positions": torch.tensor([0.0, 1.0])}, TypeError, "positions"),
+        ({"positions": torch.tensor([0, 5])}, ValueError, r"positions must lie in \[0, T\).*T = 5; got 5"),
+        ({"positions": torch.tensor([-1, 2])}, ValueError, "positions must lie in .* got -1"),
+        ({"sampled_ids": torch.tensor([1, 2], dtype=torch.int32)}, TypeError, "sampled_ids"),
+        ({"sampled_ids": torch.tensor([1])}, ValueError, "sampled_ids"),
+        ({"sampled_ids": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "sampled_ids lies on"),
+        ({"weights": torch.ones(3)}, ValueError, "weights"),
+        ({"weights": torch.ones(2, dtype=torch.bool)}, TypeError, "weights"),
+    ],
+)
+def test_corrupt_tokens_refuses_bad_input(backend, change, error, message):
+    call = {
+        "input_ids": torch.arange(5),
+        "positions": torch.tensor([0, 4]),
+        "sampled_ids": torch.tensor([1, 2]),
+        "weights": torch.ones(2),
+    } | change
+    with ops.use_backend(backend.name), pytest.raises(error, match=message):
+        ops.corrupt_tokens(**call)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[2:])
+def test_positions_out_of_range_write_nothing_where_they_are_not_checked(backend):
+    from electra_fast.kernels.masking_sampling import corrupt_tokens_triton
+
+    arguments = [torch.arange(5), torch.tensor([-1, 5, 2**62, 3]), torch.full((4,), 9), torch.ones(4)]
+    arguments = [tensor.to(backend.device) for tensor in arguments]
+    call = masking_sampling.corrupt_tokens_reference if backend.name == "reference" else corrupt_tokens_triton
+    corrupted, is_replaced = call(*arguments)
+    assert corrupted.tolist() == [0, 1, 2, 9, 4]
+    assert is_replaced.tolist() == [False, False, False, True, False]
