@@ -1,10 +1,9 @@
-"""mask_tokens: the C++ kernel beside the reference, which is the plain PyTorch, vectorised."""
+"""Masking: our kernel beside the reference, which is plain PyTorch, vectorised."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,39 +11,39 @@ import torch
 from electra_fast import ops
 
 # (sequences, tokens a sequence): a batch of ELECTRA-small, and one of ELECTRA-large.
-SHAPES = [(128, 128), (256, 512)]
+SHAPES = {"cpu": [(128, 128), (256, 512)], "cuda": [(128, 128), (256, 512)]}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def make_inputs(sequences: int, length: int, copies: int = 8) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    cu_seqlens = torch.arange(0, sequences * length + 1, length, dtype=torch.int32)
-    return [
-        (torch.randint(5, 30522, (sequences * length,)), cu_seqlens, torch.randint(2**60, ())) for _ in range(copies)
-    ]
+def on_reference(call: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        with ops.use_backend("reference"):
+            return call(*arguments)
+
+    return run
 
 
-def mask(ids: torch.Tensor, cu_seqlens: torch.Tensor, seed: torch.Tensor, *, num_masked: int) -> ops.MaskedTokens:
-    return ops.mask_tokens(
-        ids, cu_seqlens, mask_token_id=103, never_mask_ids=(101, 102, 103), num_masked=num_masked, seed=seed
+@pytest.mark.parametrize(("sequences", "length"), SHAPES[DEVICE])
+def test_mask_tokens(compare, copies, device, sequences, length):
+    num_tokens = sequences * length
+    num_masked = round(num_tokens * 0.15)
+    cu_seqlens = torch.arange(0, num_tokens + 1, length, dtype=torch.int32, device=device)
+
+    def make_inputs() -> tuple[torch.Tensor, ...]:
+        ids, seed = torch.randint(5, 30522, (num_tokens,), device=device), torch.randint(2**60, (), device=device)
+        return ids, cu_seqlens, seed
+
+    def mask(ids: torch.Tensor, cu_seqlens: torch.Tensor, seed: torch.Tensor) -> ops.MaskedTokens:
+        return ops.mask_tokens(
+            ids, cu_seqlens, mask_token_id=103, never_mask_ids=(101, 102, 103), num_masked=num_masked, seed=seed
+        )
+
+    compare(
+        "mask_tokens",
+        ours=mask,
+        plain=on_reference(mask),
+        inputs=copies(make_inputs),
+        bytes_moved=16 * num_tokens + 20 * num_masked,
+        shape=f"{sequences} x {length}",
+        target=5.0 if device == "cpu" else None,
     )
-
-
-@pytest.mark.parametrize("backend", ["reference", "cpp"])
-@pytest.mark.parametrize(("sequences", "length"), SHAPES)
-def test_mask_tokens(benchmark, measure, backend, sequences, length):
-    inputs = make_inputs(sequences, length)
-    call = partial(mask, num_masked=round(sequences * length * 0.15))
-    with ops.use_backend(backend):
-        median = measure(call, inputs)
-    benchmark.extra_info["tokens_per_second"] = sequences * length / median
-    benchmark.extra_info["times_the_reference"] = reference_seconds(call, inputs) / median
-
-
-def reference_seconds(call, inputs) -> float:
-    """The reference once more, in the same process and minute: the ratio is what counts."""
-    seconds = []
-    with ops.use_backend("reference"):
-        for arguments in inputs:
-            start = time.perf_counter()
-            call(*arguments)
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
