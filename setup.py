@@ -15,7 +15,9 @@ extension = Pybind11Extension(
     cxx_std=17,
     # No -march=native, since a wheel must run anywhere: csrc/philox.h chooses instruction sets at run time. No
     # -ffast-math, which may drop NaNs. -fopenmp-simd obeys `omp simd` and links no OpenMP runtime.
-    extra_compile_args=["/O2"] if sys.platform == "win32" else ["-O3", "-fopenmp-simd", "-fno-trapping-math", "-fvisibility=hidden"],
+    extra_compile_args=["/O2"]
+    if sys.platform == "win32"
+    else ["-O3", "-fopenmp-simd", "-fno-trapping-math", "-fvisibility=hidden"],
     # Without a compiler the package still installs and runs its references.
     optional=True,
 )

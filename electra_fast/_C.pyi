@@ -48,6 +48,7 @@ def head_rows(
     labels: int,
     coefficients: int = 0,
     nll: int = 0,
+    lse: int = 0,
     sampled_ids: int = 0,
     row_ids: int = 0,
     first_row: int = 0,

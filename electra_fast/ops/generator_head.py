@@ -58,13 +58,15 @@ def generator_head_reference(
     stream: int,
     with_argmax: bool,
     with_gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Plain PyTorch on any device, from the whole logits [M, V], which only a reference can afford to hold.
 
-    Returns loss_sum, nll, sampled_ids, argmax_ids, and the gradients of loss_sum; what isn't asked for is empty.
+    Returns loss_sum, nll, sampled_ids, argmax_ids, logsumexp [M] of the logits, and the gradients of loss_sum; what
+    isn't asked for is empty.
     """
     logits = _logits(hidden, weight, bias)
-    nll = torch.logsumexp(logits, dim=1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    lse = torch.logsumexp(logits, dim=1)
+    nll = lse - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
     sampled_ids = sample_tokens_reference(
         logits, seed, row_ids, labels if disallow_correct else None, temperature, stream
     )
@@ -72,15 +74,15 @@ def generator_head_reference(
     argmax_ids = logits.argmax(dim=1) if with_argmax else labels.new_empty(0)
     gradients = _no_gradients(hidden, weight, bias)
     if with_gradients:
-        gradients = generator_head_backward_reference(hidden, weight, bias, labels, _used(weights))
-    return _loss_sum(weights, nll), nll, sampled_ids, argmax_ids, *gradients
+        gradients = generator_head_backward_reference(hidden, weight, bias, labels, _used(weights), lse)
+    return _loss_sum(weights, nll), nll, sampled_ids, argmax_ids, lse, *gradients
 
 
 def generator_head_backward_reference(
-    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, coefficients: Tensor
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, coefficients: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of sum(coefficients * nll)."""
-    d_logits = torch.softmax(_logits(hidden, weight, bias), dim=1)
+    d_logits = torch.exp(_logits(hidden, weight, bias) - lse.unsqueeze(1))
     d_logits.scatter_add_(1, labels.unsqueeze(1), d_logits.new_full((), -1.0).expand(labels.shape[0], 1))
     d_logits *= coefficients.to(d_logits.dtype).unsqueeze(1)
     # A row without a coefficient may hold anything, and 0 * NaN is no 0.
@@ -125,10 +127,11 @@ def _forward_cpp(
     stream: int,
     with_argmax: bool,
     with_gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows = hidden.shape[0]
     results = {
         "nll": hidden.new_empty(rows, dtype=torch.float32),
+        "lse": hidden.new_empty(rows, dtype=torch.float32),
         "sampled_ids": labels.new_empty(rows),
         "argmax_ids": labels.new_empty(rows if with_argmax else 0),
         "row_ids": contiguous(row_ids),
@@ -141,11 +144,11 @@ def _forward_cpp(
     }
     gradients = _by_chunks(hidden, weight, bias, labels, _used(weights) if with_gradients else None, results, sampling)
     nll, sampled_ids = results["nll"], torch.where(weights > 0, results["sampled_ids"], labels)
-    return _loss_sum(weights, nll), nll, sampled_ids, results["argmax_ids"], *gradients
+    return _loss_sum(weights, nll), nll, sampled_ids, results["argmax_ids"], results["lse"], *gradients
 
 
 def _backward_cpp(
-    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, coefficients: Tensor
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, coefficients: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _by_chunks(hidden, weight, bias, labels, coefficients, {}, {})
 
@@ -211,6 +214,65 @@ def _by_chunks(
     return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype), d_bias.to(bias.dtype)
 
 
+# --- triton -----------------------------------------------------------------------------------------------------------
+
+
+def _forward_triton(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    seed: Tensor,
+    row_ids: Tensor | None,
+    temperature: float,
+    disallow_correct: bool,
+    stream: int,
+    with_argmax: bool,
+    with_gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from electra_fast.kernels import generator_head as kernels
+
+    tensors = tuple(tensor.contiguous() for tensor in (*_multipliable(hidden, weight), bias, labels))
+    if hidden.shape[0] == 0:
+        nll, lse = hidden.new_empty(0, dtype=torch.float32), hidden.new_empty(0, dtype=torch.float32)
+        sampled_ids, argmax_ids = labels.new_empty(0), labels.new_empty(0)
+    else:
+        nll, lse, sampled_ids, argmax_ids = kernels.forward(
+            *tensors,
+            seed,
+            contiguous(row_ids),
+            inverse_of(temperature),
+            disallow_correct,
+            stream,
+            with_argmax,
+        )
+    gradients = _no_gradients(hidden, weight, bias)
+    if with_gradients:
+        gradients = _backward_triton(hidden, weight, bias, labels, _used(weights), lse)
+    sampled_ids = torch.where(weights > 0, sampled_ids, labels)
+    return _loss_sum(weights, nll), nll, sampled_ids, argmax_ids, lse, *gradients
+
+
+def _backward_triton(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, coefficients: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    from electra_fast.kernels import generator_head as kernels
+
+    if hidden.shape[0] == 0:
+        return torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
+    tensors = (*_multipliable(hidden, weight), bias, labels, coefficients.float(), lse)
+    d_hidden, d_weight, d_bias = kernels.backward(*(tensor.contiguous() for tensor in tensors))
+    return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype), d_bias
+
+
+def _multipliable(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Triton's interpreter (3.7) multiplies the bits of bfloat16 matrices as integers; a GPU knows better."""
+    if hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16:
+        return hidden.float(), weight.float()
+    return hidden, weight
+
+
 # --- registration -----------------------------------------------------------------------------------------------------
 
 
@@ -227,14 +289,14 @@ def _shapes(
     stream: int,
     with_argmax: bool,
     with_gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows = hidden.shape[0]
     nll = hidden.new_empty(rows, dtype=torch.promote_types(hidden.dtype, torch.float32))
     gradients = _no_gradients(hidden, weight, bias)
     if with_gradients:
         gradients = _backward_shapes(hidden, weight, bias)
     argmax_ids = labels.new_empty(rows if with_argmax else 0)
-    return nll.new_empty(()), nll, labels.new_empty(rows), argmax_ids, *gradients
+    return nll.new_empty(()), nll, labels.new_empty(rows), argmax_ids, torch.empty_like(nll), *gradients
 
 
 def _backward_shapes(hidden: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Gradients:
@@ -251,14 +313,14 @@ def _check_labels(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     hidden, weight, bias, labels, weights, *_ = inputs
-    _, _, sampled_ids, argmax_ids, *gradients = output
-    ctx.mark_non_differentiable(sampled_ids, argmax_ids, *gradients)
+    _, _, sampled_ids, argmax_ids, lse, *gradients = output
+    ctx.mark_non_differentiable(sampled_ids, argmax_ids, lse, *gradients)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(hidden, weight, bias, labels, weights, *gradients)
+    ctx.save_for_backward(hidden, weight, bias, labels, weights, lse, *gradients)
 
 
 def _backward(ctx: Any, d_loss_sum: Tensor | None, d_nll: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    hidden, weight, bias, labels, weights, *gradients = ctx.saved_tensors
+    hidden, weight, bias, labels, weights, lse, *gradients = ctx.saved_tensors
     others = (None,) * 9
     if d_loss_sum is None and d_nll is None:
         return None, None, None, *others
@@ -268,19 +330,19 @@ def _backward(ctx: Any, d_loss_sum: Tensor | None, d_nll: Tensor | None, *_: Any
     coefficients = torch.zeros_like(weights) if d_loss_sum is None else _used(weights) * d_loss_sum
     if d_nll is not None:
         coefficients = coefficients + d_nll
-    return *_generator_head_backward(hidden, weight, bias, labels, coefficients), *others
+    return *_generator_head_backward(hidden, weight, bias, labels, coefficients, lse), *others
 
 
 _generator_head_backward = register(
     f"{_NAME}_backward",
-    {"reference": generator_head_backward_reference, "cpp": _backward_cpp},
+    {"reference": generator_head_backward_reference, "cpp": _backward_cpp, "triton": _backward_triton},
     operator=_NAME,
     shapes=_backward_shapes,
 )
 
 _generator_head = register(
     _NAME,
-    {"reference": generator_head_reference, "cpp": _forward_cpp},
+    {"reference": generator_head_reference, "cpp": _forward_cpp, "triton": _forward_triton},
     operator=_NAME,
     shapes=_shapes,
     check_values=_check_labels,
