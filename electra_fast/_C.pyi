@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 
 MAX_SEQUENCE_LENGTH: int
+HEAD_BLOCKS: int
 
 def has_openmp() -> bool: ...
 def mask_tokens(
@@ -121,5 +122,27 @@ def sample_tokens(
     stream: int,
     inverse_temperature: float,
     sampled_ids: int,
+    threads: int,
+) -> None: ...
+def head_rows(
+    *,
+    logits: int,
+    num_rows: int,
+    vocab_size: int,
+    bias: int,
+    labels: int,
+    coefficients: int = 0,
+    nll: int = 0,
+    lse: int = 0,
+    sampled_ids: int = 0,
+    row_ids: int = 0,
+    first_row: int = 0,
+    seed: int = 0,
+    stream: int = 0,
+    inverse_temperature: float = 1.0,
+    disallow_correct: bool = False,
+    argmax_ids: int = 0,
+    partial_sums: int = 0,
+    d_bias: int = 0,
     threads: int,
 ) -> None: ...
