@@ -5,8 +5,10 @@
 
 #include <vector>
 
+#include "gelu.h"
 #include "layer_norm.h"
 #include "embedding.h"
+#include "generator_head.h"
 #include "masking_sampling.h"
 #include "parallel.h"
 #include "rtd_bce.h"
@@ -106,6 +108,42 @@ void bind_generator_head(py::module_& module) {
       py::kw_only(), py::arg("logits"), py::arg("bfloat16"), py::arg("num_rows"), py::arg("vocab_size"),
       py::arg("row_stride"), py::arg("row_ids"), py::arg("disallow"), py::arg("seed"), py::arg("stream"),
       py::arg("inverse_temperature"), py::arg("sampled_ids"), py::arg("threads"));
+  module.attr("HEAD_BLOCKS") = electra_fast::kHeadBlocks;
+  module.def(
+      "head_rows",
+      [](std::uintptr_t logits, std::int64_t num_rows, std::int64_t vocab_size, std::uintptr_t bias,
+         std::uintptr_t labels, std::uintptr_t coefficients, std::uintptr_t nll, std::uintptr_t lse,
+         std::uintptr_t sampled_ids,
+         std::uintptr_t row_ids, std::int64_t first_row, std::int64_t seed, std::uint32_t stream,
+         float inverse_temperature, bool disallow_correct, std::uintptr_t argmax_ids, std::uintptr_t partial_sums,
+         std::uintptr_t d_bias, int threads) {
+        electra_fast::HeadRows call{};
+        call.logits = at<float>(logits);
+        call.num_rows = num_rows;
+        call.vocab_size = vocab_size;
+        call.bias = at<const float>(bias);
+        call.labels = at<const std::int64_t>(labels);
+        call.coefficients = at<const float>(coefficients);
+        call.nll = at<float>(nll);
+        call.lse = at<float>(lse);
+        call.sampled_ids = at<std::int64_t>(sampled_ids);
+        call.row_ids = at<const std::int64_t>(row_ids);
+        call.first_row = first_row;
+        call.seed = seed;
+        call.stream = stream;
+        call.inverse_temperature = inverse_temperature;
+        call.disallow_correct = disallow_correct;
+        call.argmax_ids = at<std::int64_t>(argmax_ids);
+        call.partial_sums = at<float>(partial_sums);
+        call.d_bias = at<float>(d_bias);
+        const py::gil_scoped_release unlocked;
+        electra_fast::head_rows(call, threads);
+      },
+      py::kw_only(), py::arg("logits"), py::arg("num_rows"), py::arg("vocab_size"), py::arg("bias"), py::arg("labels"),
+      py::arg("coefficients") = 0, py::arg("nll") = 0, py::arg("lse") = 0, py::arg("sampled_ids") = 0, py::arg("row_ids") = 0,
+      py::arg("first_row") = 0, py::arg("seed") = 0, py::arg("stream") = 0, py::arg("inverse_temperature") = 1.0F,
+      py::arg("disallow_correct") = false, py::arg("argmax_ids") = 0, py::arg("partial_sums") = 0,
+      py::arg("d_bias") = 0, py::arg("threads"));
 }
 
 // --- rtd_bce ---
@@ -268,7 +306,37 @@ void bind_embedding(py::module_& module) {
 
 // --- gelu ---
 
-void bind_gelu(py::module_&) {}
+template <class T>
+void call_bias_gelu(std::uintptr_t x, std::uintptr_t bias, std::int64_t rows, std::int64_t width, std::uintptr_t y,
+                    int threads) {
+  const electra_fast::BiasGELU<T> call{at<const T>(x), at<const float>(bias), rows, width, at<T>(y)};
+  const py::gil_scoped_release unlocked;
+  electra_fast::bias_gelu(call, threads);
+}
+
+template <class T>
+void call_bias_gelu_backward(std::uintptr_t dy, std::uintptr_t x, std::uintptr_t bias, std::int64_t rows,
+                             std::int64_t width, std::uintptr_t dx, std::uintptr_t dbias, int threads) {
+  const electra_fast::BiasGELUBackward<T> call{
+      at<const T>(dy), at<const T>(x), at<const float>(bias), rows, width, at<T>(dx), at<float>(dbias)};
+  const py::gil_scoped_release unlocked;
+  electra_fast::bias_gelu_backward(call, threads);
+}
+
+void bind_gelu(py::module_& module) {
+  const auto forward = [&module](const char* name, auto* function) {
+    module.def(name, function, py::kw_only(), py::arg("x"), py::arg("bias"), py::arg("rows"), py::arg("width"),
+               py::arg("y"), py::arg("threads"));
+  };
+  const auto backward = [&module](const char* name, auto* function) {
+    module.def(name, function, py::kw_only(), py::arg("dy"), py::arg("x"), py::arg("bias"), py::arg("rows"),
+               py::arg("width"), py::arg("dx"), py::arg("dbias"), py::arg("threads"));
+  };
+  forward("bias_gelu_float32", call_bias_gelu<float>);
+  forward("bias_gelu_bfloat16", call_bias_gelu<electra_fast::bfloat16>);
+  backward("bias_gelu_backward_float32", call_bias_gelu_backward<float>);
+  backward("bias_gelu_backward_bfloat16", call_bias_gelu_backward<electra_fast::bfloat16>);
+}
 
 }  // namespace
 

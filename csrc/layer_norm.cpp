@@ -24,16 +24,16 @@ template <class X, class Y, class Use>
 ELECTRA_FAST_INLINE void with_row(const LayerNormRows& rows, std::int64_t t, float* factors, const Use& use) {
   const X* x = static_cast<const X*>(rows.x) + t * rows.width;
   if (rows.residual == nullptr) {
-    use([x](std::int64_t i) { return load(x + i); });
+    use([x](std::int64_t i) ELECTRA_FAST_INLINE_LAMBDA { return load(x + i); });
     return;
   }
   const Y* residual = static_cast<const Y*>(rows.residual) + t * rows.width;
   if (!rows.drops) {
-    use([x, residual](std::int64_t i) { return load(x + i) + load(residual + i); });
+    use([x, residual](std::int64_t i) ELECTRA_FAST_INLINE_LAMBDA { return load(x + i) + load(residual + i); });
     return;
   }
   draw_factors(rows.dropout, rows.row_ids ? rows.row_ids[t] : t, rows.width, factors);
-  use([x, residual, factors](std::int64_t i) { return load(x + i) * factors[i] + load(residual + i); });
+  use([x, residual, factors](std::int64_t i) ELECTRA_FAST_INLINE_LAMBDA { return load(x + i) * factors[i] + load(residual + i); });
 }
 
 template <class X, class Y>
@@ -44,7 +44,7 @@ ELECTRA_FAST_INLINE void forward_rows(const LayerNorm& call, std::int64_t begin,
   for (std::int64_t t = begin; t < end; ++t) {
     Moments moments;
     with_row<X, Y>(call.rows, t, factors,
-                   [&](const auto& value) { moments = fill_row(width, call.eps, row, value); });
+                   [&](const auto& value) ELECTRA_FAST_INLINE_LAMBDA { moments = fill_row(width, call.eps, row, value); });
     call.mean[t] = moments.mean;
     call.rstd[t] = moments.rstd;
     Y* y = static_cast<Y*>(call.y) + t * width;
@@ -62,11 +62,11 @@ ELECTRA_FAST_INLINE void backward_rows(const LayerNormBackward& call, std::int64
   const float* weight = call.weight;
   for (std::int64_t t = begin; t < end; ++t) {
     const Moments moments{call.mean[t], call.rstd[t]};
-    with_row<X, Y>(call.rows, t, factors, [&](const auto& value) {
+    const Y* dy = static_cast<const Y*>(call.dy) + t * width;
+    with_row<X, Y>(call.rows, t, factors, [&](const auto& value) ELECTRA_FAST_INLINE_LAMBDA {
 #pragma omp simd
       for (std::int64_t i = 0; i < width; ++i) row[i] = standardised(value(i), moments);
     });
-    const Y* dy = static_cast<const Y*>(call.dy) + t * width;
     const GradientMeans means = gradient_means(width, dy, row, weight, dweight, dbias);
 #pragma omp simd
     for (std::int64_t i = 0; i < width; ++i) row[i] = gradient(load(dy + i), row[i], weight[i], means, moments.rstd);

@@ -94,51 +94,39 @@ ELECTRA_FAST_INLINE double common_scale(TileMasses& tiles, float inverse_tempera
   return total;
 }
 
-// The tile in which the running sum passes `aim`, which becomes the share of the tile's mass that is left to go.
-inline std::int64_t find_tile(const TileMasses& tiles, double& aim) {
+struct Place {
+  std::int64_t tile;
+  double share;  // of the tile's mass, in [0, 1]
+};
+
+// Where the running sum of the tiles' masses passes `aim`; in the last tile with a mass, should rounding leave it above
+// them all.
+inline Place find_place(const TileMasses& tiles, double aim) {
   double before = 0.0;
-  std::int64_t found = 0;
-  double rest = 0.0;
+  Place found{0, 0.0};
   for (std::int64_t t = 0; t < tiles.count; ++t) {
     if (!(tiles.mass[t] > 0.0)) continue;
-    found = t;  // should rounding leave `aim` above them all, it is the last one with a mass
-    rest = aim - before;
+    found = {t, (aim - before) / tiles.mass[t]};
     before += tiles.mass[t];
     if (before > aim) break;
   }
-  aim = rest / tiles.mass[found];
   return found;
 }
 
-// The token of one tile at which the running sum of masses passes `share` of their total.
-template <class T>
-ELECTRA_FAST_INLINE std::int64_t find_token(const T* row, std::int64_t begin, std::int64_t end, std::int64_t skipped,
-                                            float largest, float inverse_temperature, double share) {
-  // Tiles of a vocabulary above kTileStep * kMaxTiles are wider than one step.
-  float masses[kTileStep];
-  const auto fill = [&](std::int64_t first) {
-    const std::int64_t size = std::min(kTileStep, end - first);
-    for (std::int64_t i = 0; i < size; ++i) masses[i] = exp_nonpositive((load(row + first + i) - largest) * inverse_temperature);
-    if (skipped >= first && skipped < first + size) masses[skipped - first] = 0.0F;
-    return size;
-  };
+// The index at which the running sum of masses passes `share` of their total; the last one with a mass, should rounding
+// leave none.
+inline std::int64_t find_mass(const float* masses, std::int64_t size, double share) {
   double total = 0.0;
-  for (std::int64_t first = begin; first < end; first += kTileStep) {
-    const std::int64_t size = fill(first);
 #pragma omp simd reduction(+ : total)
-    for (std::int64_t i = 0; i < size; ++i) total += masses[i];
-  }
+  for (std::int64_t i = 0; i < size; ++i) total += masses[i];
   const double aim = share * total;
   double sum = 0.0;
-  std::int64_t found = begin;  // the last one with a mass, should rounding leave `aim` above them all
-  for (std::int64_t first = begin; first < end; first += kTileStep) {
-    const std::int64_t size = fill(first);
-    for (std::int64_t i = 0; i < size; ++i) {
-      if (!(masses[i] > 0.0F)) continue;
-      found = first + i;
-      sum += masses[i];
-      if (sum > aim) return found;
-    }
+  std::int64_t found = 0;
+  for (std::int64_t i = 0; i < size; ++i) {
+    if (!(masses[i] > 0.0F)) continue;
+    found = i;
+    sum += masses[i];
+    if (sum > aim) break;
   }
   return found;
 }
@@ -147,12 +135,27 @@ ELECTRA_FAST_INLINE std::int64_t find_token(const T* row, std::int64_t begin, st
 template <class T>
 ELECTRA_FAST_INLINE std::int64_t draw_token(const T* row, std::int64_t size, std::int64_t skipped,
                                             float inverse_temperature, double uniform) {
-  TileMasses tiles;
-  measure_tiles(row, size, skipped, inverse_temperature, tiles);
-  double aim = uniform * common_scale(tiles, inverse_temperature);
-  const std::int64_t tile = find_tile(tiles, aim), begin = tile * tiles.width;
-  return find_token(row, begin, std::min(begin + tiles.width, size), skipped, tiles.largest[tile],
-                    inverse_temperature, aim);
+  std::int64_t begin = 0, end = size;
+  // Once to a tile of one step; vocabularies above kTileStep * kMaxTiles have wider tiles, and go through this twice.
+  while (end - begin > kTileStep) {
+    TileMasses tiles;
+    measure_tiles(row + begin, end - begin, skipped - begin, inverse_temperature, tiles);
+    const Place place = find_place(tiles, uniform * common_scale(tiles, inverse_temperature));
+    begin += place.tile * tiles.width;
+    end = std::min(begin + tiles.width, end);
+    uniform = place.share;
+  }
+  float masses[kTileStep];
+  float largest = largest_of(row + begin, end - begin, -FLT_MAX);
+  if (begin <= skipped && skipped < end) {
+    largest = largest_of(row + begin, skipped - begin, -FLT_MAX);
+    largest = largest_of(row + skipped + 1, end - skipped - 1, largest);
+  }
+  for (std::int64_t i = begin; i < end; ++i) {
+    masses[i - begin] = exp_nonpositive((load(row + i) - largest) * inverse_temperature);
+  }
+  if (begin <= skipped && skipped < end) masses[skipped - begin] = 0.0F;
+  return begin + find_mass(masses, end - begin, uniform);
 }
 
 }  // namespace electra_fast

@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 
 MAX_SEQUENCE_LENGTH: int
+HEAD_BLOCKS: int
 
 def has_openmp() -> bool: ...
 def mask_tokens(
@@ -8,6 +9,7 @@ def mask_tokens(
     input_ids: int,
     cu_seqlens: int,
     row_ids: int,
+    unit_starts: int,
     num_tokens: int,
     num_sequences: int,
     seed: int,
@@ -23,6 +25,37 @@ def mask_tokens(
     weights: int,
     threads: int,
 ) -> None: ...
+def rtd_bce_float32(
+    *,
+    logits: int,
+    is_replaced: int,
+    mask: int,
+    num_tokens: int,
+    loss_sum: int,
+    counts: int,
+    histogram: int,
+    gradient: int,
+    threads: int,
+) -> None: ...
+def rtd_bce_bfloat16(
+    *,
+    logits: int,
+    is_replaced: int,
+    mask: int,
+    num_tokens: int,
+    loss_sum: int,
+    counts: int,
+    histogram: int,
+    gradient: int,
+    threads: int,
+) -> None: ...
+def bias_gelu_float32(*, x: int, bias: int, rows: int, width: int, y: int, threads: int) -> None: ...
+def bias_gelu_backward_float32(
+    *, dy: int, x: int, bias: int, rows: int, width: int, dx: int, dbias: int, threads: int
+) -> None: ...
+def bias_gelu_bfloat16(*, x: int, bias: int, rows: int, width: int, y: int, threads: int) -> None: ...
+def bias_gelu_backward_bfloat16(
+    *, dy: int, x: int, bias: int, rows: int, width: int, dx: int, dbias: int, threads: int
 def layer_norm(
     x: int,
     residual: int,
@@ -64,27 +97,52 @@ def layer_norm_backward(
     dbias: int,
     threads: int,
     /,
-def rtd_bce_float32(
+def corrupt_tokens(
     *,
-    logits: int,
-    is_replaced: int,
-    mask: int,
+    input_ids: int,
+    positions: int,
+    sampled_ids: int,
+    weights: int,
     num_tokens: int,
-    loss_sum: int,
-    counts: int,
-    histogram: int,
-    gradient: int,
+    num_slots: int,
+    corrupted_ids: int,
+    is_replaced: int,
     threads: int,
 ) -> None: ...
-def rtd_bce_bfloat16(
+def sample_tokens(
     *,
     logits: int,
-    is_replaced: int,
-    mask: int,
-    num_tokens: int,
-    loss_sum: int,
-    counts: int,
-    histogram: int,
-    gradient: int,
+    bfloat16: bool,
+    num_rows: int,
+    vocab_size: int,
+    row_stride: int,
+    row_ids: int,
+    disallow: int,
+    seed: int,
+    stream: int,
+    inverse_temperature: float,
+    sampled_ids: int,
+    threads: int,
+) -> None: ...
+def head_rows(
+    *,
+    logits: int,
+    num_rows: int,
+    vocab_size: int,
+    bias: int,
+    labels: int,
+    coefficients: int = 0,
+    nll: int = 0,
+    lse: int = 0,
+    sampled_ids: int = 0,
+    row_ids: int = 0,
+    first_row: int = 0,
+    seed: int = 0,
+    stream: int = 0,
+    inverse_temperature: float = 1.0,
+    disallow_correct: bool = False,
+    argmax_ids: int = 0,
+    partial_sums: int = 0,
+    d_bias: int = 0,
     threads: int,
 ) -> None: ...

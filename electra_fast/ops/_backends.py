@@ -31,7 +31,7 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "sample_tokens": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     "corrupt_tokens": {"cpp": (torch.int64,), "triton": (torch.int64,)},
     # generator_head
-    "linear_cross_entropy_sample": {},
+    "linear_cross_entropy_sample": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     # rtd_bce
     "rtd_bce": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     # layer_norm
@@ -40,6 +40,7 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     # embedding
     "embedding_layer_norm": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     # gelu
+    "bias_gelu": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from electra_fast.ops import _backends
 from electra_fast.ops._checks import check_tensor
 from electra_fast.ops._register import float32_under_autocast, register
-from electra_fast.ops.random import as_seed, check_stream, philox, threshold
+from electra_fast.ops.random import as_seed, check_stream, dropout_factors, threshold
 
 MAX_WIDTH = 8192
 _OPERATOR = "embedding_layer_norm"
@@ -39,12 +39,10 @@ def embedding_layer_norm_reference(
 ) -> tuple[Tensor, Tensor]:
     """Plain PyTorch on any device: the result [T, E], and each row's mean and 1 / standard deviation [2, T]."""
     rows = _summed(word, token_type, position, input_ids, token_type_ids, position_ids)
-    mean = rows.mean(1)
-    rstd = torch.rsqrt(rows.var(1, correction=0) + eps)
-    y = (rows - mean[:, None]) * rstd[:, None] * weight + bias
+    y, mean, rstd = torch.native_layer_norm(rows, weight.shape, weight, bias, eps)
     if p > 0:
         y = y * _dropout_factors(y, seed, row_ids, p, stream)
-    return y.to(word.dtype), torch.stack([mean, rstd])
+    return y.to(word.dtype), torch.stack([mean[:, 0], rstd[:, 0]])
 
 
 def _summed(
@@ -67,12 +65,9 @@ def _rows(table: Tensor, ids: Tensor) -> Tensor:
 
 
 def _dropout_factors(rows: Tensor, seed: Tensor, row_ids: Tensor | None, p: float, stream: int) -> Tensor:
-    """What dropout multiplies `rows` [T, E] by: 0 or 1 / (1 - p)."""
-    num_rows, width = rows.shape
-    names = torch.arange(num_rows, device=rows.device) if row_ids is None else row_ids
-    blocks = torch.arange((width + 3) // 4, device=rows.device)
-    words = torch.stack(philox(seed, names[:, None], blocks, stream), dim=2).flatten(1)[:, :width]
-    return torch.where(words < threshold(p), 0.0, 1 / (1 - p)).to(rows.dtype)
+    """What dropout multiplies `rows` [T, E] by."""
+    names = torch.arange(rows.shape[0], device=rows.device) if row_ids is None else row_ids
+    return dropout_factors(seed, names, rows.shape[1], p, stream).to(rows.dtype)
 
 
 def _embedding_cpp(
@@ -468,4 +463,6 @@ def _check_arguments(
             continue
         check_tensor(_OPERATOR, argument, ids, 1, (torch.int64,), device)
         if ids.shape != input_ids.shape:
-            raise ValueError(f"{_OPERATOR}: {argument} has shape {tuple(ids.shape)}, input_ids {tuple(input_ids.shape)}")
+            raise ValueError(
+                f"{_OPERATOR}: {argument} has shape {tuple(ids.shape)}, input_ids {tuple(input_ids.shape)}"
+            )

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from electra_fast.ops._backends import select
-from electra_fast.ops.masking_sampling import sample_tokens
+from electra_fast.ops import _backends
+from electra_fast.ops._checks import check_tensor
+from electra_fast.ops._register import register
+from electra_fast.ops.masking_sampling import contiguous, inverse_of, sample_tokens_reference
+from electra_fast.ops.random import as_seed, check_stream
+
+_NAME = "linear_cross_entropy_sample"
+
+# Rows whose logits exist at a time on CPU. More make the matrix products faster (the weight's gradient is read and
+# written once a chunk: 64 rows cost them 1.7 times the time of all rows, 256 cost 1.1 times), fewer take less memory.
+_CHUNK = 256
 
 
 class GeneratorSample(NamedTuple):
@@ -29,35 +39,319 @@ class GeneratorSampleWithArgmax(NamedTuple):
     argmax_ids: Tensor  # int64 [M]
 
 
-class _Options(NamedTuple):
-    temperature: float
-    disallow_correct: bool
-    seed: Tensor | int | None
-    stream: int
-    row_ids: Tensor | None
+Gradients = tuple[Tensor, Tensor, Tensor]  # of hidden, weight, bias, in their dtypes
+
+
+# --- reference --------------------------------------------------------------------------------------------------------
 
 
 def generator_head_reference(
-    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, weights: Tensor, options: _Options
-) -> tuple[GeneratorSample, Tensor]:
-    """The result and the logits [M, V] it was made from, which only a reference can afford to hold."""
-    logits = F.linear(hidden, weight, bias)
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    seed: Tensor,
+    row_ids: Tensor | None,
+    temperature: float,
+    disallow_correct: bool,
+    stream: int,
+    with_argmax: bool,
+    with_gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Plain PyTorch on any device, from the whole logits [M, V], which only a reference can afford to hold.
 
-    nll = torch.logsumexp(logits, dim=1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-    # Unused slots may hold a label of probability zero: where() keeps 0 * inf out of the sum.
-    used = weights > 0
-    loss_sum = (weights * torch.where(used, nll, 0)).sum()
-
-    sampled_ids = sample_tokens(
-        logits.detach(),
-        temperature=options.temperature,
-        disallow=labels if options.disallow_correct else None,
-        seed=options.seed,
-        stream=options.stream,
-        row_ids=options.row_ids,
+    Returns loss_sum, nll, sampled_ids, argmax_ids, logsumexp [M] of the logits, and the gradients of loss_sum; what
+    isn't asked for is empty.
+    """
+    logits = _logits(hidden, weight, bias)
+    lse = torch.logsumexp(logits, dim=1)
+    nll = lse - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    sampled_ids = sample_tokens_reference(
+        logits, seed, row_ids, labels if disallow_correct else None, temperature, stream
     )
-    return GeneratorSample(loss_sum, nll, torch.where(used, sampled_ids, labels)), logits
+    sampled_ids = torch.where(weights > 0, sampled_ids, labels)
+    argmax_ids = logits.argmax(dim=1) if with_argmax else labels.new_empty(0)
+    gradients = _no_gradients(hidden, weight, bias)
+    if with_gradients:
+        gradients = generator_head_backward_reference(hidden, weight, bias, labels, _used(weights), lse)
+    return _loss_sum(weights, nll), nll, sampled_ids, argmax_ids, lse, *gradients
+
+
+def generator_head_backward_reference(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, coefficients: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of sum(coefficients * nll)."""
+    d_logits = torch.exp(_logits(hidden, weight, bias) - lse.unsqueeze(1))
+    d_logits.scatter_add_(1, labels.unsqueeze(1), d_logits.new_full((), -1.0).expand(labels.shape[0], 1))
+    d_logits *= coefficients.to(d_logits.dtype).unsqueeze(1)
+    # A row without a coefficient may hold anything, and 0 * NaN is no 0.
+    unused = (coefficients == 0).unsqueeze(1)
+    d_logits.masked_fill_(unused, 0.0)
+    used_hidden = hidden.to(d_logits.dtype).masked_fill(unused, 0.0)
+    d_hidden, d_weight = d_logits @ weight.to(d_logits.dtype), d_logits.t() @ used_hidden
+    return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype), d_logits.sum(dim=0).to(bias.dtype)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return F.linear(hidden.to(dtype), weight.to(dtype), bias.to(dtype))
+
+
+def _used(weights: Tensor) -> Tensor:
+    return torch.where(weights > 0, weights, 0)
+
+
+def _loss_sum(weights: Tensor, nll: Tensor) -> Tensor:
+    # Unused slots may hold a label of probability zero: where() keeps 0 * inf out of the sum.
+    return (weights.double() * torch.where(weights > 0, nll, 0).double()).sum().to(nll.dtype)
+
+
+def _no_gradients(hidden: Tensor, weight: Tensor, bias: Tensor) -> Gradients:
+    return hidden.new_empty(0), weight.new_empty(0), bias.new_empty(0)
+
+
+# --- cpp --------------------------------------------------------------------------------------------------------------
+
+
+def _forward_cpp(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    seed: Tensor,
+    row_ids: Tensor | None,
+    temperature: float,
+    disallow_correct: bool,
+    stream: int,
+    with_argmax: bool,
+    with_gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows = hidden.shape[0]
+    results = {
+        "nll": hidden.new_empty(rows, dtype=torch.float32),
+        "lse": hidden.new_empty(rows, dtype=torch.float32),
+        "sampled_ids": labels.new_empty(rows),
+        "argmax_ids": labels.new_empty(rows if with_argmax else 0),
+        "row_ids": contiguous(row_ids),
+    }
+    sampling = {
+        "seed": seed.item(),
+        "stream": stream,
+        "inverse_temperature": inverse_of(temperature),
+        "disallow_correct": disallow_correct,
+    }
+    gradients = _by_chunks(hidden, weight, bias, labels, _used(weights) if with_gradients else None, results, sampling)
+    nll, sampled_ids = results["nll"], torch.where(weights > 0, results["sampled_ids"], labels)
+    return _loss_sum(weights, nll), nll, sampled_ids, results["argmax_ids"], results["lse"], *gradients
+
+
+def _backward_cpp(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, coefficients: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _by_chunks(hidden, weight, bias, labels, coefficients, {}, {})
+
+
+def _by_chunks(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    coefficients: Tensor | None,
+    results: dict[str, Tensor | None],
+    sampling: dict[str, Any],
+) -> Gradients:
+    """Goes through the rows by chunks: a matrix product makes their logits, a C++ kernel all that is said by row.
+
+    The kernel fills `results`, tensors of M rows by the names it knows them by. With `coefficients` [M] it turns the
+    logits into the gradient of sum(coefficients * nll), which two more products carry to hidden and weight.
+    """
+    (rows, _), vocab_size = hidden.shape, weight.shape[0]
+    chunk = math.ceil(rows / math.ceil(rows / _CHUNK)) if rows else 0  # as even as they get
+    # bfloat16 is widened: without instructions for it, its products take longer and round the logits.
+    wide_weight, wide_bias, labels = weight.float().contiguous(), bias.float().contiguous(), labels.contiguous()
+    workspace = wide_weight.new_empty(chunk, vocab_size)
+    pointers = {name: tensor for name, tensor in results.items() if tensor is not None and tensor.numel() > 0}
+    with_gradients = coefficients is not None
+    if with_gradients:
+        coefficients = coefficients.float().contiguous()
+        d_hidden, d_weight = hidden.new_empty(hidden.shape, dtype=torch.float32), torch.empty_like(wide_weight)
+        d_bias = torch.zeros_like(wide_bias)
+        partial_sums = wide_bias.new_empty(_backends.extension().HEAD_BLOCKS, vocab_size)
+        pointers["coefficients"] = coefficients
+        if rows == 0:
+            d_weight.zero_()
+
+    for start in range(0, rows, chunk or 1):
+        part = slice(start, min(start + chunk, rows))
+        wide_hidden = hidden[part].float()
+        logits = torch.mm(wide_hidden, wide_weight.t(), out=workspace[: wide_hidden.shape[0]])
+        _backends.extension().head_rows(
+            logits=logits.data_ptr(),
+            num_rows=logits.shape[0],
+            vocab_size=vocab_size,
+            bias=wide_bias.data_ptr(),
+            labels=labels[part].data_ptr(),
+            first_row=start,
+            partial_sums=partial_sums.data_ptr() if with_gradients else 0,
+            d_bias=d_bias.data_ptr() if with_gradients else 0,
+            threads=torch.get_num_threads(),
+            **{name: tensor[part].data_ptr() for name, tensor in pointers.items()},
+            **sampling,
+        )
+        if not with_gradients:
+            continue
+        torch.mm(logits, wide_weight, out=d_hidden[part])
+        # A row without a coefficient may hold anything, and 0 * NaN is no 0.
+        used_hidden = wide_hidden.masked_fill((coefficients[part] == 0).unsqueeze(1), 0.0)
+        if start == 0:
+            torch.mm(logits.t(), used_hidden, out=d_weight)
+        else:
+            d_weight.addmm_(logits.t(), used_hidden)
+    if not with_gradients:
+        return _no_gradients(hidden, weight, bias)
+    return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype), d_bias.to(bias.dtype)
+
+
+# --- triton -----------------------------------------------------------------------------------------------------------
+
+
+def _forward_triton(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    seed: Tensor,
+    row_ids: Tensor | None,
+    temperature: float,
+    disallow_correct: bool,
+    stream: int,
+    with_argmax: bool,
+    with_gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from electra_fast.kernels import generator_head as kernels
+
+    tensors = tuple(tensor.contiguous() for tensor in (*_multipliable(hidden, weight), bias, labels))
+    if hidden.shape[0] == 0:
+        nll, lse = hidden.new_empty(0, dtype=torch.float32), hidden.new_empty(0, dtype=torch.float32)
+        sampled_ids, argmax_ids = labels.new_empty(0), labels.new_empty(0)
+    else:
+        nll, lse, sampled_ids, argmax_ids = kernels.forward(
+            *tensors,
+            seed,
+            contiguous(row_ids),
+            inverse_of(temperature),
+            disallow_correct,
+            stream,
+            with_argmax,
+        )
+    gradients = _no_gradients(hidden, weight, bias)
+    if with_gradients:
+        gradients = _backward_triton(hidden, weight, bias, labels, _used(weights), lse)
+    sampled_ids = torch.where(weights > 0, sampled_ids, labels)
+    return _loss_sum(weights, nll), nll, sampled_ids, argmax_ids, lse, *gradients
+
+
+def _backward_triton(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, coefficients: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    from electra_fast.kernels import generator_head as kernels
+
+    if hidden.shape[0] == 0:
+        return torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
+    tensors = (*_multipliable(hidden, weight), bias, labels, coefficients.float(), lse)
+    d_hidden, d_weight, d_bias = kernels.backward(*(tensor.contiguous() for tensor in tensors))
+    return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype), d_bias
+
+
+def _multipliable(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Triton's interpreter (3.7) multiplies the bits of bfloat16 matrices as integers; a GPU knows better."""
+    if hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16:
+        return hidden.float(), weight.float()
+    return hidden, weight
+
+
+# --- registration -----------------------------------------------------------------------------------------------------
+
+
+def _shapes(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    seed: Tensor,
+    row_ids: Tensor | None,
+    temperature: float,
+    disallow_correct: bool,
+    stream: int,
+    with_argmax: bool,
+    with_gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows = hidden.shape[0]
+    nll = hidden.new_empty(rows, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    gradients = _no_gradients(hidden, weight, bias)
+    if with_gradients:
+        gradients = _backward_shapes(hidden, weight, bias)
+    argmax_ids = labels.new_empty(rows if with_argmax else 0)
+    return nll.new_empty(()), nll, labels.new_empty(rows), argmax_ids, torch.empty_like(nll), *gradients
+
+
+def _backward_shapes(hidden: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Gradients:
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _check_labels(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *_: Any) -> None:
+    if labels.numel() == 0:
+        return
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= weight.shape[0]:
+        raise ValueError(f"{_NAME}: labels must lie in [0, V = {weight.shape[0]}); got {low} to {high}")
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    hidden, weight, bias, labels, weights, *_ = inputs
+    _, _, sampled_ids, argmax_ids, lse, *gradients = output
+    ctx.mark_non_differentiable(sampled_ids, argmax_ids, lse, *gradients)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(hidden, weight, bias, labels, weights, lse, *gradients)
+
+
+def _backward(ctx: Any, d_loss_sum: Tensor | None, d_nll: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    hidden, weight, bias, labels, weights, lse, *gradients = ctx.saved_tensors
+    others = (None,) * 9
+    if d_loss_sum is None and d_nll is None:
+        return None, None, None, *others
+    if d_nll is None and gradients[1].numel() > 0:
+        # Not in place: another backward pass through the same graph must find them as they are.
+        return *(gradient * d_loss_sum for gradient in gradients), *others
+    coefficients = torch.zeros_like(weights) if d_loss_sum is None else _used(weights) * d_loss_sum
+    if d_nll is not None:
+        coefficients = coefficients + d_nll
+    return *_generator_head_backward(hidden, weight, bias, labels, coefficients, lse), *others
+
+
+_generator_head_backward = register(
+    f"{_NAME}_backward",
+    {"reference": generator_head_backward_reference, "cpp": _backward_cpp, "triton": _backward_triton},
+    operator=_NAME,
+    shapes=_backward_shapes,
+)
+
+_generator_head = register(
+    _NAME,
+    {"reference": generator_head_reference, "cpp": _forward_cpp, "triton": _forward_triton},
+    operator=_NAME,
+    shapes=_shapes,
+    check_values=_check_labels,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+# --- public -----------------------------------------------------------------------------------------------------------
 
 
 def linear_cross_entropy_sample(
@@ -75,10 +369,15 @@ def linear_cross_entropy_sample(
 ) -> GeneratorSample:
     """Cross-entropy of `labels` under softmax(hidden @ weight.T + bias), and one token drawn from it for each row.
 
+    Never holds the logits [M, V]. On CPU the gradients of `loss_sum` are made in the forward pass, where the logits
+    are at hand, so that it takes three matrix products in all; a gradient through `nll` takes three more.
+
     Args:
-        hidden: [M, E], the transformed hidden states at the masked positions.
-        weight: [V, E], the (tied) word embeddings. bias: [V].
-        labels: int64 [M], the true tokens.
+        hidden: [M, E], the transformed hidden states at the masked positions. Under autocast it and `weight` are cast,
+            as for a linear layer.
+        weight: [V, E], the (tied) word embeddings, of hidden's dtype. bias: [V], of any floating dtype.
+        labels: int64 [M], the true tokens, in [0, V). On CUDA the range is checked under ELECTRA_FAST_DEBUG=1 only; a
+            label outside counts as the nearest token.
         weights: float32 [M]; 0 for unused slots, whose sample is their own label.
         temperature: divides the logits of the sample; the loss never sees it.
         disallow_correct: never sample the true token (the original's option); the loss never sees it.
@@ -88,15 +387,14 @@ def linear_cross_entropy_sample(
         `(loss_sum, nll, sampled_ids)`; the first two are differentiable with respect to hidden, weight and bias.
 
     Raises:
-        TypeError, ValueError: a dtype or shape other than the above, or a temperature that is not positive.
+        TypeError, ValueError: a dtype, shape or device other than the above, or a temperature that is not positive.
 
     Source: ELECTRA paper, section 2 and appendix A; google-research/electra, run_pretraining.py
-    (`_get_masked_lm_output`) and pretrain/pretrain_helpers.py (`sample_from_softmax`).
+    (`_get_masked_lm_output`) and pretrain/pretrain_helpers.py (`sample_from_softmax`). Tokens are drawn as
+    `sample_tokens` draws them.
     """
-    _check(hidden, weight, bias, labels, weights)
-    select("linear_cross_entropy_sample", hidden)
-    options = _Options(temperature, disallow_correct, seed, stream, row_ids)
-    return generator_head_reference(hidden, weight, bias, labels, weights, options)[0]
+    tensors = (hidden, weight, bias, labels, weights)
+    return GeneratorSample(*_call(tensors, temperature, disallow_correct, seed, stream, row_ids, False)[:3])
 
 
 def linear_cross_entropy_sample_with_argmax(
@@ -112,29 +410,73 @@ def linear_cross_entropy_sample_with_argmax(
     stream: int = 0,
     row_ids: Tensor | None = None,
 ) -> GeneratorSampleWithArgmax:
-    """`linear_cross_entropy_sample` that also returns the most likely token of each row."""
-    _check(hidden, weight, bias, labels, weights)
-    select("linear_cross_entropy_sample", hidden)
-    options = _Options(temperature, disallow_correct, seed, stream, row_ids)
-    result, logits = generator_head_reference(hidden, weight, bias, labels, weights, options)
-    return GeneratorSampleWithArgmax(*result, logits.detach().argmax(dim=1))
+    """`linear_cross_entropy_sample` that also returns the most likely token of each row, the first of equals."""
+    tensors = (hidden, weight, bias, labels, weights)
+    return GeneratorSampleWithArgmax(*_call(tensors, temperature, disallow_correct, seed, stream, row_ids, True)[:4])
 
 
-def _check(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, weights: Tensor) -> None:
-    name = "linear_cross_entropy_sample"
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+def _call(
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    temperature: float,
+    disallow_correct: bool,
+    seed: Tensor | int | None,
+    stream: int,
+    row_ids: Tensor | None,
+    with_argmax: bool,
+) -> tuple[Tensor, ...]:
+    hidden, weight, bias, labels, weights = tensors
+    device_type = hidden.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            tensors = (hidden.to(dtype), weight.to(dtype), bias.float(), labels, weights)
+            return _call(tensors, temperature, disallow_correct, seed, stream, row_ids, with_argmax)
+    _check(hidden, weight, bias, labels, weights, row_ids)
+    if not 0.0 < temperature < math.inf:
+        raise ValueError(f"{_NAME}: temperature must be positive and finite; got {temperature}")
+    if disallow_correct and weight.shape[0] < 2:
+        raise ValueError(f"{_NAME}: weight has {weight.shape[0]} rows, and disallow_correct leaves no token to draw")
+    wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad or bias.requires_grad)
+    return _generator_head(
+        hidden,
+        weight,
+        bias,
+        labels,
+        weights,
+        as_seed(seed, hidden.device),
+        row_ids,
+        temperature,
+        disallow_correct,
+        check_stream(stream),
+        with_argmax,
+        wanted and device_type == "cpu",  # elsewhere the logits are made again in the backward pass
+    )
+
+
+def _check(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, weights: Tensor, row_ids: Tensor | None
+) -> None:
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or weight.shape[0] == 0:
         raise ValueError(
-            f"{name}: hidden must be [M, E] and weight [V, E]; got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+            f"{_NAME}: hidden must be [M, E] and weight [V, E], V >= 1; got {tuple(hidden.shape)} and "
+            f"{tuple(weight.shape)}"
         )
+    if not hidden.is_floating_point() or weight.dtype != hidden.dtype:
+        raise TypeError(
+            f"{_NAME}: hidden and weight must be of one floating dtype; got {hidden.dtype} and {weight.dtype}"
+        )
+    floats = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     rows, vocab_size = hidden.shape[0], weight.shape[0]
-    for argument, tensor, shape in (
-        ("bias", bias, (vocab_size,)),
-        ("labels", labels, (rows,)),
-        ("weights", weights, (rows,)),
+    for argument, tensor, dtypes, size in (
+        ("bias", bias, floats, vocab_size),
+        ("labels", labels, (torch.int64,), rows),
+        ("weights", weights, floats, rows),
+        ("row_ids", row_ids, (torch.int64,), rows),
     ):
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name}: {argument} must have shape {shape}; got {tuple(tensor.shape)}")
-    if not weights.is_floating_point():
-        raise TypeError(f"{name}: weights must be floating point, not {weights.dtype}")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"{name}: labels must be int64, not {labels.dtype}")
+        if tensor is None:
+            continue
+        check_tensor(_NAME, argument, tensor, 1, dtypes, hidden.device)
+        if tensor.shape[0] != size:
+            raise ValueError(f"{_NAME}: {argument} must have shape ({size},); got {tuple(tensor.shape)}")
+    if weight.device != hidden.device:
+        raise ValueError(f"{_NAME}: weight lies on {weight.device}, hidden on {hidden.device}")

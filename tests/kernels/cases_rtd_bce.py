@@ -8,7 +8,7 @@ from tests.kernels.ahead_of_time import FLOATS, Case
 
 def cases() -> list[Case]:
     block, warps = kernels._RTD_BCE
-    aligned = ("p_logits", "p_replaced", "p_mask", "p_loss_sums", "p_counts", "p_histogram", "p_gradient")
+    aligned = ("p_logits", "p_replaced", "p_mask", "p_loss_sums", "p_counts", "p_histograms", "p_gradient")
     return [
         Case(
             f"{dtype}-{'gradient' if needs_gradient else 'evaluation'}{'-odd' if is_odd else ''}",
@@ -19,11 +19,11 @@ def cases() -> list[Case]:
                 "p_mask": "*i1",
                 "p_loss_sums": "*fp32",
                 "p_counts": "*i64",
-                "p_histogram": "*i64",
+                "p_histograms": "*i64",
                 "p_gradient": f"*{dtype}",
                 "num_tokens": "i32",
             },
-            constants={"NEEDS_GRADIENT": needs_gradient, "BLOCK": block},
+            constants={"NUM_HISTOGRAMS": kernels._HISTOGRAMS, "NEEDS_GRADIENT": needs_gradient, "BLOCK": block},
             options={"num_warps": warps},
             aligned=aligned if is_odd else (*aligned, "num_tokens"),
             wide_loads=not is_odd,
