@@ -68,8 +68,10 @@ ELECTRA_FAST_INLINE void backward_rows(const LayerNormBackward& call, std::int64
       for (std::int64_t i = 0; i < width; ++i) row[i] = standardised(value(i), moments);
     });
     const GradientMeans means = gradient_means(width, dy, row, weight, dweight, dbias);
+    // A single column is constant: no gradient, where 1 / sqrt(eps) would multiply what rounding leaves.
+    const float rstd = width > 1 ? moments.rstd : 0.0F;
 #pragma omp simd
-    for (std::int64_t i = 0; i < width; ++i) row[i] = gradient(load(dy + i), row[i], weight[i], means, moments.rstd);
+    for (std::int64_t i = 0; i < width; ++i) row[i] = gradient(load(dy + i), row[i], weight[i], means, rstd);
     if (call.dresidual) {
       Y* dresidual = static_cast<Y*>(call.dresidual) + t * width;
 #pragma omp simd

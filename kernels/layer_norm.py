@@ -24,7 +24,7 @@ _LAUNCH = (
 # Programs of the backward, whatever the GPU, so that the bits don't depend on it: two to four for each multiprocessor,
 # each adding up the parameters' gradients of its own rows.
 _BACKWARD_PROGRAMS = 512
-_ADD = (64, 16, 4)  # (partial sums, columns, warps): narrow, since 2 * width columns make few programs as it is
+_ADD_ELEMENTS, _ADD_WARPS = 2048, 4  # a program of the sum over them: 16 elements a thread
 
 
 def _launch(width: int) -> tuple[int, int, int]:
@@ -32,6 +32,13 @@ def _launch(width: int) -> tuple[int, int, int]:
     columns = max(triton.next_power_of_2(width), 4)  # Philox makes four numbers a call
     elements, warps = next((elements, warps) for widest, elements, warps in _LAUNCH if columns <= widest)
     return max(elements // columns, 1), columns, warps
+
+
+def _launch_add(width: int) -> tuple[int, int, int]:
+    """(partial sums at a time, columns a program, warps)."""
+    # About 32 programs, since the sums are small and wait for memory; at least 64 bytes of a row at a time.
+    columns = min(max(triton.next_power_of_2(2 * width) // 32, 16), 256)
+    return _ADD_ELEMENTS // columns, columns, _ADD_WARPS
 
 
 @triton.jit
@@ -145,7 +152,7 @@ def backward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """dx and dresidual of a program's own rows, and what they add to dweight and dbias: p_partials [programs, 2, WIDTH]."""
+    """dx and dresidual of a program's rows, and their part of dweight and dbias: p_partials [programs, 2, WIDTH]."""
     i_program = tl.program_id(0).to(tl.int64)
     o_column = tl.arange(0, COLUMNS)
     m_column = o_column < WIDTH
@@ -183,6 +190,8 @@ def backward_kernel(
         if NEEDS_PARAMETERS:
             b_dweight += b_dy * b_x_hat
             b_dbias += b_dy
+        if WIDTH == 1:  # constant: no gradient, where 1 / sqrt(eps) would multiply what rounding leaves
+            b_rstd *= 0.0
         b_gradient = standardise_backward(b_dy, b_x_hat, b_weight, b_rstd, WIDTH)
         if NEEDS_DRESIDUAL:
             tl.store(p_dresidual + o_element, b_gradient.to(p_dresidual.dtype.element_ty), mask=m_element)
@@ -314,7 +323,7 @@ def layer_norm_backward_triton(
             num_warps=warps,
         )
         if needs_parameters:
-            rows, columns, warps = _ADD
+            rows, columns, warps = _launch_add(width)
             add_kernel[(triton.cdiv(2 * width, columns),)](
                 partials, dweight, dbias, programs, WIDTH=width, ROWS=rows, COLUMNS=columns, num_warps=warps
             )

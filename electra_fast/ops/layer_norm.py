@@ -1,4 +1,4 @@
-"""Layer normalisation of a sum with dropout: LN(dropout(x) + residual), as it ends every half of a layer; and without."""
+"""Layer normalisation, alone and as it ends each half of a layer: LN(dropout(x) + residual)."""
 
 from __future__ import annotations
 
@@ -316,7 +316,7 @@ def dropout_add_layer_norm(
     stream: int = 0,
     row_ids: Tensor | None = None,
 ) -> Tensor:
-    """`layer_norm(dropout(x) + residual)` in one pass, whose backward makes the dropout mask again instead of storing it.
+    """`layer_norm(dropout(x) + residual)` in one pass; the backward makes the dropout mask again instead of storing it.
 
     Args:
         x: [..., H], float32, bfloat16, float16 or float64; H at most 8,192.
