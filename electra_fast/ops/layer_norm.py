@@ -217,7 +217,7 @@ def _dropout_add_layer_norm_backward_triton(*args: Any) -> tuple[Tensor, Tensor,
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, residual, weight, _, seed, row_ids, p, _, stream = inputs
-    y, stats = output
+    _, stats = output
     ctx.save_for_backward(x, residual, weight, stats, seed, row_ids)
     ctx.p, ctx.stream = p, stream
     ctx.mark_non_differentiable(stats)
