@@ -80,18 +80,13 @@ def dropout_add_layer_norm_backward_reference(
     dy = dy.reshape(total.shape).to(total.dtype)
     g = dy * weight
     gradient = rstd * (g - g.mean(1, keepdim=True) - x_hat * (g * x_hat).mean(1, keepdim=True))
-    dx, dresidual, dweight, dbias = _empty_gradients(x, weight)
-    if needs_dx:
-        dx = (gradient if factors is None else gradient * factors).to(x.dtype, copy=True).view(x.shape)
-    if needs_dresidual:
-        dresidual = gradient.to(residual.dtype).view(x.shape)
-    if needs_parameters:
-        dweight, dbias = (dy * x_hat).sum(0), dy.sum(0)
-    return dx, dresidual, dweight, dbias
-
-
-def _empty_gradients(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return x.new_empty(0), x.new_empty(0), weight.new_empty(0), weight.new_empty(0)
+    dropped = gradient if factors is None else gradient * factors
+    return (
+        dropped.to(x.dtype, copy=True).view(x.shape) if needs_dx else x.new_empty(0),
+        gradient.to(residual.dtype).view(x.shape) if needs_dresidual else x.new_empty(0),
+        (dy * x_hat).sum(0) if needs_parameters else weight.new_empty(0),
+        dy.sum(0) if needs_parameters else weight.new_empty(0),
+    )
 
 
 def _dropout_add_layer_norm_shapes(
@@ -115,14 +110,12 @@ def _dropout_add_layer_norm_backward_shapes(
     needs_dresidual: bool,
     needs_parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, dresidual, dweight, dbias = _empty_gradients(x, weight)
-    if needs_dx:
-        dx = torch.empty_like(x)
-    if needs_dresidual:
-        dresidual = torch.empty_like(residual)
-    if needs_parameters:
-        dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
-    return dx, dresidual, dweight, dbias
+    return (
+        torch.empty_like(x) if needs_dx else x.new_empty(0),
+        torch.empty_like(residual) if needs_dresidual else x.new_empty(0),
+        torch.empty_like(weight) if needs_parameters else weight.new_empty(0),
+        torch.empty_like(weight) if needs_parameters else weight.new_empty(0),
+    )
 
 
 # The addresses and sizes that csrc/bind.cpp calls rows, in its order.
@@ -131,7 +124,7 @@ def _rows(
 ) -> tuple[Any, ...]:
     width = x.shape[-1]
     y_dtype = x.dtype if residual is None else residual.dtype
-    drop_below = threshold(p)
+    drop_below = threshold(p) if p else 0
     return (
         x.data_ptr(),
         0 if residual is None else residual.data_ptr(),
@@ -217,7 +210,7 @@ def _dropout_add_layer_norm_backward_triton(*args: Any) -> tuple[Tensor, Tensor,
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, residual, weight, _, seed, row_ids, p, _, stream = inputs
-    _, stats = output
+    stats = output[1]
     ctx.save_for_backward(x, residual, weight, stats, seed, row_ids)
     ctx.p, ctx.stream = p, stream
     ctx.mark_non_differentiable(stats)
@@ -298,7 +291,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-12) -
     Source: Ba et al., "Layer normalization", 2016; google-research/electra, model/modeling.py (`layer_norm`), whose eps
     is 1e-12.
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype in _HALF:
+    if x.dtype in _HALF and torch.is_autocast_enabled(x.device.type):
         x = x.float()
     weight, bias = _check("layer_norm", x, weight, bias, x.dtype)
     return _dropout_add_layer_norm(x.contiguous(), None, weight, bias, None, None, 0.0, eps, 0)[0]
@@ -356,7 +349,7 @@ def dropout_add_layer_norm(
         raise ValueError(f"{name}: row_ids has shape {tuple(row_ids.shape)}, the rows of x {tuple(x.shape[:-1])}")
 
     dtype = residual.dtype
-    if torch.is_autocast_enabled(x.device.type) and dtype in _HALF:
+    if dtype in _HALF and torch.is_autocast_enabled(x.device.type):
         residual, dtype = residual.float(), torch.float32
     if x.dtype != residual.dtype and not _kernels_mix(x, residual):
         x, residual = (tensor.to(torch.promote_types(x.dtype, residual.dtype)) for tensor in (x, residual))
@@ -388,16 +381,16 @@ def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtyp
     if x.dim() == 0 or not 1 <= x.shape[-1] <= MAX_WIDTH:
         raise ValueError(f"{name}: x must have shape [..., H] with H in 1..{MAX_WIDTH}; got {tuple(x.shape)}")
     wanted = torch.float64 if dtype == torch.float64 else torch.float32
-    parameters = []
-    for argument, parameter in (("weight", weight), ("bias", bias)):
-        if parameter.shape != x.shape[-1:]:
-            raise ValueError(
-                f"{name}: {argument} has shape {tuple(parameter.shape)}, expected {tuple(x.shape[-1:])} for x of shape "
-                f"{tuple(x.shape)}"
-            )
+    return _parameter(name, "weight", weight, x, wanted), _parameter(name, "bias", bias, x, wanted)
+
+
+def _parameter(name: str, argument: str, parameter: Tensor, x: Tensor, wanted: torch.dtype) -> Tensor:
+    if parameter.shape != x.shape[-1:]:
+        raise ValueError(f"{name}: {argument} has shape {tuple(parameter.shape)}, the rows of x {tuple(x.shape[-1:])}")
+    if parameter.device != x.device:
+        raise ValueError(f"{name}: {argument} lies on {parameter.device}, x on {x.device}")
+    if parameter.dtype != wanted:
         if not parameter.is_floating_point():
             raise TypeError(f"{name}: {argument} must be floating point, not {parameter.dtype}")
-        if parameter.device != x.device:
-            raise ValueError(f"{name}: {argument} lies on {parameter.device}, x on {x.device}")
-        parameters.append((parameter if parameter.dtype == wanted else parameter.to(wanted)).contiguous())
-    return parameters[0], parameters[1]
+        parameter = parameter.to(wanted)
+    return parameter.contiguous()

@@ -478,8 +478,8 @@ def test_errors_name_the_argument():
     call = ops.dropout_add_layer_norm
     cases = [
         (ValueError, r"residual has shape \(4, 7\), x \(4, 8\)", lambda: call(x, x[:, :7], weight, bias)),
-        (ValueError, r"weight has shape \(7,\), expected \(8,\)", lambda: call(x, x, weight[:7], bias)),
-        (ValueError, r"bias has shape \(9,\), expected \(8,\)", lambda: ops.layer_norm(x, weight, torch.zeros(9))),
+        (ValueError, r"weight has shape \(7,\), the rows of x \(8,\)", lambda: call(x, x, weight[:7], bias)),
+        (ValueError, r"bias has shape \(9,\), the rows of x \(8,\)", lambda: ops.layer_norm(x, weight, torch.zeros(9))),
         (ValueError, r"p must lie in \[0, 1\); got 1.0", lambda: call(x, x, weight, bias, p=1.0)),
         (ValueError, r"p must lie in \[0, 1\); got nan", lambda: call(x, x, weight, bias, p=float("nan"))),
         (ValueError, "stream must be", lambda: call(x, x, weight, bias, p=0.1, stream=-1)),
