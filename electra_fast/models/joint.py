@@ -206,7 +206,7 @@ class ElectraForJointPreTraining(nn.Module):
             masked=corruption.masked,
             sampled_ids=corruption.sampled_ids,
             corrupted_ids=corrupted_ids,
-            rtd=rtd._replace(loss_sum=rtd.loss_sum.detach()),
+            rtd=RTDLoss(rtd.loss_sum.detach(), *rtd[1:]),  # torch 2.11 can't compile `_replace`
         )
 
     def packing(self, input_ids: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> Packing:

@@ -64,9 +64,9 @@ def run_compiled(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="session")
-def rows(request: pytest.FixtureRequest) -> list[ahead_of_time.Row]:
+def compiled(request: pytest.FixtureRequest) -> list[ahead_of_time.Row]:
     """All cases of the rooms that this run asks for, from one process."""
-    items = [item for item in request.session.items if "rows" in getattr(item, "fixturenames", ())]
+    items = [item for item in request.session.items if getattr(item, "originalname", "") == "test_kernels_compile"]
     rooms = sorted({item.callspec.params["room"] for item in items})
     run = run_compiled(["-m", "tests.kernels.ahead_of_time", *rooms, "--json", "--targets", *TARGETS])
     return [ahead_of_time.Row(**row) for row in json.loads(run.stdout.splitlines()[-1])]
@@ -75,8 +75,8 @@ def rows(request: pytest.FixtureRequest) -> list[ahead_of_time.Row]:
 @pytest.mark.timeout(1800)  # the first one waits for all
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("room", ahead_of_time.rooms())
-def test_kernels_compile(room: str, target: str, rows: list[ahead_of_time.Row]) -> None:
-    ours = [row for row in rows if (row.room, row.target) == (room, target)]
+def test_kernels_compile(room: str, target: str, compiled: list[ahead_of_time.Row]) -> None:
+    ours = [row for row in compiled if (row.room, row.target) == (room, target)]
     assert len({row.case for row in ours}) == len(ours) > 0
     assert not any(row.problems for row in ours), "\n" + ahead_of_time.format_table(ours)
 
