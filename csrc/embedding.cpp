@@ -234,6 +234,13 @@ void sum_bfloat16(const Table& table, std::int64_t width, const void* dx, std::i
 
 }  // namespace
 
+std::int64_t find_outside(const std::int64_t* ids, std::int64_t n, std::int64_t size) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (ids[i] < 0 || ids[i] >= size) return i;
+  }
+  return -1;
+}
+
 void embedding_layer_norm(const EmbeddingLayerNorm& call, int threads) {
   const auto run = call.rows.is_bfloat16 ? forward_bfloat16 : forward_float;
   parallel_for(call.rows.num_tokens, threads, kGrain / call.rows.width,

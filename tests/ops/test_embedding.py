@@ -129,8 +129,8 @@ SHAPES = [
 def test_against_float64(backend, dtype, tokens, width, words, types, rng_seed, monkeypatch):
     if backend.name == "cpp" and dtype == torch.float16:
         pytest.skip("the C++ kernels leave float16 to the reference")
-    if backend.interpreted and dtype == torch.float16:
-        pytest.skip("bfloat16 stands for both in the slow interpreter")
+    if backend.interpreted and (dtype == torch.float16 or (dtype == torch.bfloat16 and tokens * width > 4096)):
+        pytest.skip("the interpreter is slow: bfloat16 stands for both, at small sizes")
     call = make_inputs(tokens=tokens, width=width, words=words, types=types, dtype=dtype, device=backend.device)
     upstream = torch.randn(tokens, width).to(dtype)
     poison_new_tensors(monkeypatch)  # from here on, what no kernel wrote is NaN
