@@ -237,7 +237,13 @@ void bind_layer_norm(py::module_& module) {
 
 void bind_embedding(py::module_& module) {
   using electra_fast::EmbeddingRows;
-  // What forward and backward both take.
+  module.def(
+      "find_outside",
+      [](std::uintptr_t ids, std::int64_t n, std::int64_t size) {
+        return electra_fast::find_outside(at<const std::int64_t>(ids), n, size);
+      },
+      py::arg("ids"), py::arg("n"), py::arg("size"), py::pos_only());
+  // What forward and backward both take. By position: a dozen names take longer to look up than a small call runs.
   py::class_<EmbeddingRows>(module, "EmbeddingRows")
       .def(py::init([](std::uintptr_t word, std::uintptr_t token_type, std::uintptr_t position, bool is_bfloat16,
                        std::uintptr_t weight, std::uintptr_t input_ids, std::uintptr_t token_type_ids,
@@ -263,10 +269,10 @@ void bind_embedding(py::module_& module) {
              rows.dropout.scale = scale;
              return rows;
            }),
-           py::kw_only(), py::arg("word"), py::arg("token_type"), py::arg("position"), py::arg("is_bfloat16"),
-           py::arg("weight"), py::arg("input_ids"), py::arg("token_type_ids"), py::arg("position_ids"),
-           py::arg("row_ids"), py::arg("num_tokens"), py::arg("width"), py::arg("seed"), py::arg("stream"),
-           py::arg("drop_below"), py::arg("scale"));
+           py::arg("word"), py::arg("token_type"), py::arg("position"), py::arg("is_bfloat16"), py::arg("weight"),
+           py::arg("input_ids"), py::arg("token_type_ids"), py::arg("position_ids"), py::arg("row_ids"),
+           py::arg("num_tokens"), py::arg("width"), py::arg("seed"), py::arg("stream"), py::arg("drop_below"),
+           py::arg("scale"), py::pos_only());
   module.def(
       "embedding_layer_norm",
       [](const EmbeddingRows& rows, std::uintptr_t bias, float eps, std::uintptr_t y, std::uintptr_t stats,
@@ -275,8 +281,8 @@ void bind_embedding(py::module_& module) {
         const py::gil_scoped_release unlocked;
         electra_fast::embedding_layer_norm(call, threads);
       },
-      py::arg("rows"), py::kw_only(), py::arg("bias"), py::arg("eps"), py::arg("y"), py::arg("stats"),
-      py::arg("threads"));
+      py::arg("rows"), py::arg("bias"), py::arg("eps"), py::arg("y"), py::arg("stats"), py::arg("threads"),
+      py::pos_only());
   module.def(
       "embedding_layer_norm_backward",
       [](const EmbeddingRows& rows, std::uintptr_t dy, std::uintptr_t stats, std::int64_t num_words,
@@ -299,9 +305,10 @@ void bind_embedding(py::module_& module) {
         const py::gil_scoped_release unlocked;
         electra_fast::embedding_layer_norm_backward(call, threads);
       },
-      py::arg("rows"), py::kw_only(), py::arg("dy"), py::arg("stats"), py::arg("num_words"), py::arg("num_types"),
+      py::arg("rows"), py::arg("dy"), py::arg("stats"), py::arg("num_words"), py::arg("num_types"),
       py::arg("num_positions"), py::arg("padding_idx"), py::arg("dword"), py::arg("dtoken_type"),
-      py::arg("dposition"), py::arg("dweight"), py::arg("dbias"), py::arg("threads"));
+      py::arg("dposition"), py::arg("dweight"), py::arg("dbias"), py::arg("threads"),
+      py::pos_only());
 }
 
 // --- gelu ---

@@ -1,10 +1,15 @@
 #include "embedding.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <vector>
 
 #include "parallel.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace electra_fast {
 namespace {
@@ -16,7 +21,9 @@ constexpr std::int64_t kMaxBlocks = 256;
 // Up to so many token types are summed by blocks, each block with a sum of its own for every type.
 constexpr std::int64_t kFewTypes = 4;
 
-constexpr std::int64_t kAhead = 4;
+constexpr std::int64_t kAhead = 4;  // rows to prefetch by
+// A gradient of more bytes than this is written past the caches, see `put`.
+constexpr std::int64_t kCached = 4 << 20;
 
 std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
 
@@ -192,6 +199,26 @@ struct Table {
   }
 };
 
+// Writes a row, or zeros where `row` is null. Usual stores first fetch each line that they write; for a gradient that no
+// cache will hold anyway those that don't take half the time: 0.8 ms for 30522 x 128 floats, instead of 1.6.
+ELECTRA_FAST_INLINE void put(void* out, const void* row, std::int64_t bytes, bool streams) {
+#if defined(__SSE2__)
+  if (streams) {
+    auto* to = static_cast<__m128i*>(out);
+    const auto* from = static_cast<const __m128i*>(row);
+    for (std::int64_t i = 0; i < bytes / 16; ++i) {
+      _mm_stream_si128(to + i, from ? _mm_loadu_si128(from + i) : _mm_setzero_si128());
+    }
+    return;
+  }
+#endif
+  if (row) {
+    std::memcpy(out, row, static_cast<std::size_t>(bytes));
+  } else {
+    std::memset(out, 0, static_cast<std::size_t>(bytes));
+  }
+}
+
 // The rows of `table` that stand in [begin, end) of its work.
 template <class T>
 ELECTRA_FAST_INLINE void sum_rows(const Table& table, std::int64_t width, const T* dx, std::int64_t begin,
@@ -199,18 +226,20 @@ ELECTRA_FAST_INLINE void sum_rows(const Table& table, std::int64_t width, const 
   if (table.gradient == nullptr) return;
   const std::int64_t last_row = table.row_at(end);
   const std::int64_t *first = table.of_rows.first.data(), *tokens = table.of_rows.tokens.data();
+  const std::int64_t row_bytes = width * static_cast<std::int64_t>(sizeof(T));
+  const bool streams = table.of_rows.num_rows * row_bytes > kCached && row_bytes % 16 == 0 &&
+                       reinterpret_cast<std::uintptr_t>(table.gradient) % 16 == 0;
   float sum[kMaxWidth];
+  T rounded[kMaxWidth];
   for (std::int64_t row = table.row_at(begin); row < last_row; ++row) {
-    // Most rows of a vocabulary have no token. Filling them in runs takes 0.67 ms for 30522 x 128 floats, one by one 1.13.
-    const std::int64_t empty = row;
-    while (row < last_row && (first[row] == first[row + 1] || row == table.padding_idx)) ++row;
-    std::fill(static_cast<T*>(table.gradient) + empty * width, static_cast<T*>(table.gradient) + row * width, T{});
-    if (row == last_row) return;
-
-    const T* one = dx + tokens[first[row]] * width;
     T* out = static_cast<T*>(table.gradient) + row * width;
+    if (first[row] == first[row + 1] || row == table.padding_idx) {
+      put(out, nullptr, row_bytes, streams);
+      continue;
+    }
+    const T* one = dx + tokens[first[row]] * width;
     if (first[row] + 1 == first[row + 1]) {
-      std::copy(one, one + width, out);
+      put(out, one, row_bytes, streams);
       continue;
     }
     for (std::int64_t i = 0; i < width; ++i) sum[i] = load(one + i);
@@ -218,8 +247,12 @@ ELECTRA_FAST_INLINE void sum_rows(const Table& table, std::int64_t width, const 
       const T* next = dx + tokens[k] * width;
       for (std::int64_t i = 0; i < width; ++i) sum[i] += load(next + i);
     }
-    for (std::int64_t i = 0; i < width; ++i) store(out + i, sum[i]);
+    for (std::int64_t i = 0; i < width; ++i) store(rounded + i, sum[i]);
+    put(out, rounded, row_bytes, streams);
   }
+#if defined(__SSE2__)
+  if (streams) _mm_sfence();  // before another thread reads them
+#endif
 }
 
 ELECTRA_FAST_CLONES
@@ -233,6 +266,13 @@ void sum_bfloat16(const Table& table, std::int64_t width, const void* dx, std::i
 }
 
 }  // namespace
+
+std::int64_t find_outside(const std::int64_t* ids, std::int64_t n, std::int64_t size) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (ids[i] < 0 || ids[i] >= size) return i;
+  }
+  return -1;
+}
 
 void embedding_layer_norm(const EmbeddingLayerNorm& call, int threads) {
   const auto run = call.rows.is_bfloat16 ? forward_bfloat16 : forward_float;

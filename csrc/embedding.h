@@ -41,6 +41,9 @@ struct EmbeddingLayerNormBackward {
   float *dweight, *dbias;  // [width]
 };
 
+// The index of the first id outside [0, size), or -1.
+std::int64_t find_outside(const std::int64_t* ids, std::int64_t n, std::int64_t size);
+
 void embedding_layer_norm(const EmbeddingLayerNorm& call, int threads);
 void embedding_layer_norm_backward(const EmbeddingLayerNormBackward& call, int threads);
 

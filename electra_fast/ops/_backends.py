@@ -118,6 +118,7 @@ def select(operator: str, tensor: Tensor) -> str:
     return default
 
 
+@functools.cache
 def extension() -> ModuleType:
     """The C++ extension, `electra_fast._C`; ImportError where it is not built."""
     return importlib.import_module("electra_fast._C")

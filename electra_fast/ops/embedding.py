@@ -93,11 +93,11 @@ def _embedding_cpp(
         _cpp_rows(
             word, token_type, position, weight, input_ids, token_type_ids, position_ids, seed, row_ids, p, stream
         ),
-        bias=bias.data_ptr(),
-        eps=eps,
-        y=y.data_ptr(),
-        stats=stats.data_ptr(),
-        threads=torch.get_num_threads(),
+        bias.data_ptr(),
+        eps,
+        y.data_ptr(),
+        stats.data_ptr(),
+        torch.get_num_threads(),
     )
     return y, stats
 
@@ -117,21 +117,21 @@ def _cpp_rows(
 ) -> Any:
     """What the extension's forward and backward both take."""
     return _backends.extension().EmbeddingRows(
-        word=word.data_ptr(),
-        token_type=token_type.data_ptr(),
-        position=position.data_ptr(),
-        is_bfloat16=word.dtype == torch.bfloat16,
-        weight=weight.data_ptr(),
-        input_ids=input_ids.data_ptr(),
-        token_type_ids=_address(token_type_ids),
-        position_ids=position_ids.data_ptr(),
-        row_ids=_address(row_ids),
-        num_tokens=input_ids.shape[0],
-        width=word.shape[1],
-        seed=0 if seed is None else seed.item(),
-        stream=stream,
-        drop_below=threshold(p),
-        scale=1 / (1 - p),
+        word.data_ptr(),
+        token_type.data_ptr(),
+        position.data_ptr(),
+        word.dtype == torch.bfloat16,
+        weight.data_ptr(),
+        input_ids.data_ptr(),
+        _address(token_type_ids),
+        position_ids.data_ptr(),
+        _address(row_ids),
+        input_ids.shape[0],
+        word.shape[1],
+        0 if seed is None else seed.item(),
+        stream,
+        threshold(p),
+        1 / (1 - p),
     )
 
 
@@ -182,12 +182,20 @@ def _check_ids(
     ):
         if ids is None:
             continue
-        low, high = (bound.item() for bound in ids.aminmax())
-        if low < 0 or high >= table.shape[0]:
+        wrong = _outside(ids, table.shape[0])
+        if wrong is not None:
             raise ValueError(
-                f"{_OPERATOR}: {argument} must lie in [0, {table.shape[0]}), the rows of `{table_name}`; "
-                f"got {low if low < 0 else high}"
+                f"{_OPERATOR}: {argument} must lie in [0, {table.shape[0]}), the rows of `{table_name}`; got {wrong}"
             )
+
+
+def _outside(ids: Tensor, size: int) -> int | None:
+    """An id outside [0, size), if there is one."""
+    if not ids.is_cuda and _backends._extension_error() is None:
+        index = _backends.extension().find_outside(ids.data_ptr(), ids.shape[0], size)  # a tenth of aminmax's time
+        return None if index < 0 else ids[index].item()
+    low, high = (bound.item() for bound in ids.aminmax())
+    return low if low < 0 else high if high >= size else None
 
 
 # --- backward ---------------------------------------------------------------------------------------------------------
@@ -254,25 +262,18 @@ def _embedding_backward_cpp(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dy = dy.contiguous()  # named, so that the copy outlives the call
     gradients = _embedding_backward_shapes(dy, word, token_type, position, weight, stats, needed=needed)
-    dword, dtoken_type, dposition, dweight, dbias = (
-        gradient.data_ptr() if is_needed else 0 for gradient, is_needed in zip(gradients, needed, strict=True)
-    )
     _backends.extension().embedding_layer_norm_backward(
         _cpp_rows(
             word, token_type, position, weight, input_ids, token_type_ids, position_ids, seed, row_ids, p, stream
         ),
-        dy=dy.data_ptr(),
-        stats=stats.data_ptr(),
-        num_words=word.shape[0],
-        num_types=token_type.shape[0],
-        num_positions=position.shape[0],
-        padding_idx=padding_idx,
-        dword=dword,
-        dtoken_type=dtoken_type,
-        dposition=dposition,
-        dweight=dweight,
-        dbias=dbias,
-        threads=torch.get_num_threads(),
+        dy.data_ptr(),
+        stats.data_ptr(),
+        word.shape[0],
+        token_type.shape[0],
+        position.shape[0],
+        padding_idx,
+        *(gradient.data_ptr() if is_needed else 0 for gradient, is_needed in zip(gradients, needed, strict=True)),
+        torch.get_num_threads(),
     )
     return gradients
 

@@ -129,8 +129,8 @@ SHAPES = [
 def test_against_float64(backend, dtype, tokens, width, words, types, rng_seed, monkeypatch):
     if backend.name == "cpp" and dtype == torch.float16:
         pytest.skip("the C++ kernels leave float16 to the reference")
-    if backend.interpreted and dtype == torch.float16:
-        pytest.skip("bfloat16 stands for both in the slow interpreter")
+    if backend.interpreted and (dtype == torch.float16 or (dtype == torch.bfloat16 and tokens * width > 4096)):
+        pytest.skip("the interpreter is slow: bfloat16 stands for both, at small sizes")
     call = make_inputs(tokens=tokens, width=width, words=words, types=types, dtype=dtype, device=backend.device)
     upstream = torch.randn(tokens, width).to(dtype)
     poison_new_tensors(monkeypatch)  # from here on, what no kernel wrote is NaN
@@ -155,9 +155,10 @@ def test_without_dropout_types_row_ids_and_padding(backend, rng_seed):
         assert torch.equal(ours, same)
 
 
-# Sizes where the C++ kernel cuts work for threads, and a word with thousands of tokens; rows above 65,535.
+# Sizes where the C++ kernel cuts work for threads; a word with thousands of tokens and rows above 65,535; a word table
+# so large that its gradient goes past the caches.
 @pytest.mark.parametrize("backend", [param for param in BACKENDS if not param.values[0].interpreted])
-@pytest.mark.parametrize(("tokens", "width", "words"), [(2048, 128, 3000), (70_001, 5, 300)])
+@pytest.mark.parametrize(("tokens", "width", "words"), [(2048, 128, 3000), (70_001, 5, 300), (900, 64, 20_000)])
 def test_many_tokens(backend, tokens, width, words, rng_seed):
     call = make_inputs(tokens=tokens, width=width, words=words, positions=512, device=backend.device)
     upstream = torch.randn(tokens, width)
