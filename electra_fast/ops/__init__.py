@@ -6,6 +6,7 @@ from __future__ import annotations
 # would put the module in its place.
 from electra_fast.ops import random
 from electra_fast.ops._backends import Availability, availability, use_backend
+from electra_fast.ops.attention import varlen_attention
 from electra_fast.ops.generator_head import (
     GeneratorSample,
     GeneratorSampleWithArgmax,
@@ -37,4 +38,5 @@ __all__ = [
     "rtd_bce",
     "sample_tokens",
     "use_backend",
+    "varlen_attention",
 ]

@@ -37,6 +37,8 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     # layer_norm
     # embedding
     # gelu
+    # attention
+    "varlen_attention": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
 }
 
 
