@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "draw.h"
 #include "matmul.h"
 #include "parallel.h"
 #include "philox.h"
@@ -12,63 +13,81 @@ namespace electra_fast {
 namespace {
 
 constexpr std::int64_t kQueries = 64;  // query rows at a time: their scores with 512 keys are 128 KiB
-constexpr std::int64_t kCallsAtOnce = 16;
 // Multiplications worth a thread: about 30 us.
 constexpr std::int64_t kGrain = 2'000'000;
 
 // --- Packing: rows of one head in float32, in the layouts that matmul.h wants ---
 
+// Asks for the same row of the next head, which is packed next: rows lie too far apart for the hardware to guess.
+template <class T>
+ELECTRA_FAST_INLINE void prefetch_next_head(const T* row, std::int64_t dim) {
+#if defined(__GNUC__)
+  for (std::int64_t d = 0; d < dim; d += 64 / static_cast<std::int64_t>(sizeof(T))) __builtin_prefetch(row + dim + d, 0, 2);
+#endif
+}
+
 // [rows, dim] -> [rows, padded dim], times a factor; padding is zero.
 template <class T>
 ELECTRA_FAST_INLINE void copy_rows(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,
-                                   std::int64_t padded, float factor, float* to) {
-  for (std::int64_t i = 0; i < rows; ++i) {
-    for (std::int64_t d = 0; d < dim; ++d) to[i * padded + d] = load(from + i * stride + d) * factor;
-    for (std::int64_t d = dim; d < padded; ++d) to[i * padded + d] = 0.0F;
+                                   float factor, float* to) {
+  for (std::int64_t i = 0; i < rows; ++i, from += stride) {
+    prefetch_next_head(from, dim);
+    for (std::int64_t d = 0; d < dim; d += kLanes, to += kLanes) {
+      Lanes lanes;
+      load_lanes(from + d, dim - d, lanes);
+      store_lanes(to, factor * lanes);
+    }
   }
 }
 
-// [rows, dim] -> panels of 16 columns [padded dim / 16][rows][16].
+// [rows, dim] -> panels of 16 columns [padded dim / 16][rows][16]; padding is zero.
 template <class T>
 ELECTRA_FAST_INLINE void pack_panels(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,
                                      float* to) {
-  for (std::int64_t begin = 0; begin < dim; begin += kLanes) {
-    const std::int64_t width = std::min(kLanes, dim - begin);
-    for (std::int64_t i = 0; i < rows; ++i, to += kLanes) {
-      if (width == kLanes) {
-        for (std::int64_t d = 0; d < kLanes; ++d) to[d] = load(from + i * stride + begin + d);
-      } else {
-        for (std::int64_t d = 0; d < kLanes; ++d) to[d] = d < width ? load(from + i * stride + begin + d) : 0.0F;
-      }
+  for (std::int64_t i = 0; i < rows; ++i, from += stride, to += kLanes) {
+    prefetch_next_head(from, dim);
+    for (std::int64_t d = 0; d < dim; d += kLanes) {
+      Lanes lanes;
+      load_lanes(from + d, dim - d, lanes);
+      store_lanes(to + d * rows, lanes);
     }
   }
 }
 
-// [rows, dim] -> its transpose in panels of 16 columns [padded rows / 16][dim][16].
+// [rows, dim] -> its transpose in panels of 16 columns [padded rows / 16][dim][16]; padding is zero.
 template <class T>
 ELECTRA_FAST_INLINE void pack_transpose(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,
                                         float* to) {
-  for (std::int64_t begin = 0; begin < rows; begin += kLanes, to += dim * kLanes) {
-    for (std::int64_t i = 0; i < kLanes; ++i) {
-      const bool is_row = begin + i < rows;
-      const T* row = from + (begin + i) * stride;
-      for (std::int64_t d = 0; d < dim; ++d) to[d * kLanes + i] = is_row ? load(row + d) : 0.0F;
+  for (std::int64_t begin = 0; begin < rows; begin += kLanes, from += kLanes * stride) {
+    const std::int64_t height = std::min(kLanes, rows - begin);
+    for (std::int64_t i = 0; i < height; ++i) prefetch_next_head(from + i * stride, dim);
+    for (std::int64_t d = 0; d < dim; d += kLanes) {
+      Lanes tile[kLanes] = {};
+      for (std::int64_t i = 0; i < height; ++i) load_lanes(from + i * stride + d, dim - d, tile[i]);
+      transpose_lanes(tile);
+      const std::int64_t width = std::min(kLanes, dim - d);
+      for (std::int64_t j = 0; j < width; ++j, to += kLanes) store_lanes(to, tile[j]);
     }
   }
 }
 
+// The way back of copy_rows, with a factor for each row, or one for all.
 template <class T>
-ELECTRA_FAST_INLINE void store_rows(const float* from, std::int64_t padded, std::int64_t rows, std::int64_t dim,
-                                    float factor, T* to, std::int64_t stride) {
-  for (std::int64_t i = 0; i < rows; ++i) {
-    for (std::int64_t d = 0; d < dim; ++d) store(to + i * stride + d, from[i * padded + d] * factor);
+ELECTRA_FAST_INLINE void store_rows(const float* from, std::int64_t rows, std::int64_t dim, const float* factors,
+                                    std::int64_t factor_stride, T* to, std::int64_t stride) {
+  for (std::int64_t i = 0; i < rows; ++i, to += stride) {
+    for (std::int64_t d = 0; d < dim; d += kLanes, from += kLanes) {
+      Lanes lanes;
+      load_lanes(from, lanes);
+      store_lanes(to + d, dim - d, factors[i * factor_stride] * lanes);
+    }
   }
 }
 
 #define ELECTRA_FAST_PACKING(T)                                                                                       \
   ELECTRA_FAST_CLONES void copy(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,              \
-                                std::int64_t padded, float factor, float* to) {                                       \
-    copy_rows(from, stride, rows, dim, padded, factor, to);                                                           \
+                                float factor, float* to) {                                                            \
+    copy_rows(from, stride, rows, dim, factor, to);                                                                   \
   }                                                                                                                   \
   ELECTRA_FAST_CLONES void panels(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,            \
                                   float* to) {                                                                        \
@@ -78,31 +97,15 @@ ELECTRA_FAST_INLINE void store_rows(const float* from, std::int64_t padded, std:
                                      float* to) {                                                                     \
     pack_transpose(from, stride, rows, dim, to);                                                                      \
   }                                                                                                                   \
-  ELECTRA_FAST_CLONES void unpack(const float* from, std::int64_t padded, std::int64_t rows, std::int64_t dim,        \
-                                  float factor, T* to, std::int64_t stride) {                                         \
-    store_rows(from, padded, rows, dim, factor, to, stride);                                                          \
+  ELECTRA_FAST_CLONES void unpack(const float* from, std::int64_t rows, std::int64_t dim, const float* factors,       \
+                                  std::int64_t factor_stride, T* to, std::int64_t stride) {                           \
+    store_rows(from, rows, dim, factors, factor_stride, to, stride);                                                  \
   }
 ELECTRA_FAST_PACKING(float)
 ELECTRA_FAST_PACKING(bfloat16)
 #undef ELECTRA_FAST_PACKING
 
 // --- Rows of scores: `columns` is a multiple of 16; columns past the keys hold -infinity ---
-
-// Whether a kept probability is dropped: words[column] <= last. `blocks` calls, a multiple of kCallsAtOnce.
-ELECTRA_FAST_CLONES
-void draw(std::uint64_t seed, std::uint32_t first_block, std::int64_t blocks, std::uint64_t row_id,
-          std::uint32_t stream, std::uint32_t* words) {
-  for (std::int64_t begin = 0; begin < blocks; begin += kCallsAtOnce) {
-    for (std::int64_t i = 0; i < kCallsAtOnce; ++i) {
-      const Words drawn = philox(seed, first_block + static_cast<std::uint32_t>(begin + i), row_id, stream);
-      words[4 * i] = drawn.w0;
-      words[4 * i + 1] = drawn.w1;
-      words[4 * i + 2] = drawn.w2;
-      words[4 * i + 3] = drawn.w3;
-    }
-    words += 4 * kCallsAtOnce;
-  }
-}
 
 // Scores become e^(score - max); returns their sum and sets `max`.
 ELECTRA_FAST_CLONES
@@ -232,7 +235,7 @@ struct Sizes {
         padded_dim(round_up(dim, kLanes)),
         // A power of two would put a column of scores into few sets of the cache.
         score_row(padded_length + kLanes),
-        words(round_up(length, 4 * kCallsAtOnce)) {}
+        words(round_up(length, 4 * kDrawBlocks)) {}
 };
 
 template <class T>
@@ -290,19 +293,20 @@ void forward_item(const Attention<T>& call, const Item& item, bool is_packed, He
     panels(call.v.at(item.begin, item.head), call.v.token_stride, item.length, sizes.dim, space.v);
   }
   const std::int64_t token = item.begin + item.query;
-  copy(call.q.at(token, item.head), call.q.token_stride, item.queries, sizes.dim, sizes.padded_dim, call.scale,
-       space.q);
+  copy(call.q.at(token, item.head), call.q.token_stride, item.queries, sizes.dim, call.scale, space.q);
   multiply({item.queries, item.length, sizes.dim, space.q, sizes.padded_dim, 1, space.k, kLanes, sizes.dim * kLanes,
             space.scores, sizes.score_row, false});
 
   const Dropout<T> dropout{call};
-  float sums[kQueries];
+  const float kept = call.drop_below > 0 ? call.keep_scale : 1.0F;
+  float factors[kQueries];
   for (std::int64_t i = 0; i < item.queries; ++i) {
     float* scores = space.scores + i * sizes.score_row;
     hide_padding(scores, sizes);
     float max;
-    sums[i] = exponentials(scores, sizes.padded_length, &max);
-    lse[item.head * call.num_tokens + token + i] = max + std::log(sums[i]);
+    const float sum = exponentials(scores, sizes.padded_length, &max);
+    factors[i] = kept / sum;
+    lse[item.head * call.num_tokens + token + i] = max + std::log(sum);
     if (call.drop_below > 0) {
       dropout.draw(token + i, item.head, sizes, space.words);
       drop(scores, space.words, dropout.last, sizes.padded_length);
@@ -310,11 +314,7 @@ void forward_item(const Attention<T>& call, const Item& item, bool is_packed, He
   }
   multiply({item.queries, sizes.dim, item.length, space.scores, sizes.score_row, 1, space.v, kLanes, item.length * kLanes,
             space.out, sizes.padded_dim, false});
-  const float kept = call.drop_below > 0 ? call.keep_scale : 1.0F;
-  for (std::int64_t i = 0; i < item.queries; ++i) {
-    unpack(space.out + i * sizes.padded_dim, sizes.padded_dim, 1, sizes.dim, kept / sums[i],
-           out.at(token + i, item.head), out.token_stride);
-  }
+  unpack(space.out, item.queries, sizes.dim, factors, 1, out.at(token, item.head), out.token_stride);
 }
 
 // --- Backward ---
@@ -358,8 +358,8 @@ void backward_item(const Attention<T>& call, const Item& item, const float* lse,
   const Dropout<T> dropout{call};
   for (std::int64_t query = 0; query < length; query += kQueries) {
     const std::int64_t token = item.begin + query, rows = std::min(kQueries, length - query);
-    copy(call.q.at(token, item.head), call.q.token_stride, rows, dim, padded, call.scale, space.q);
-    copy(d_out.at(token, item.head), d_out.token_stride, rows, dim, padded, 1.0F, space.d_out);
+    copy(call.q.at(token, item.head), call.q.token_stride, rows, dim, call.scale, space.q);
+    copy(d_out.at(token, item.head), d_out.token_stride, rows, dim, 1.0F, space.d_out);
     multiply({rows, length, dim, space.q, padded, 1, space.k_transposed, kLanes, dim * kLanes, space.scores, sizes.score_row,
               false});
     multiply({rows, length, dim, space.d_out, padded, 1, space.v_transposed, kLanes, dim * kLanes, space.d_scores,
@@ -378,15 +378,16 @@ void backward_item(const Attention<T>& call, const Item& item, const float* lse,
     }
     multiply({rows, dim, length, space.d_scores, sizes.score_row, 1, space.k, kLanes, length * kLanes, space.dq, padded,
               false});
-    unpack(space.dq, padded, rows, dim, call.scale, dq.at(token, item.head), dq.token_stride);
+    unpack(space.dq, rows, dim, &call.scale, 0, dq.at(token, item.head), dq.token_stride);
 
     multiply({length, dim, rows, space.d_scores, 1, sizes.score_row, space.q, padded, kLanes, space.dk, padded,
               query > 0});
     multiply({length, dim, rows, space.scores, 1, sizes.score_row, space.d_out, padded, kLanes, space.dv, padded,
               query > 0});
   }
-  unpack(space.dk, padded, length, dim, 1.0F, dk.at(item.begin, item.head), dk.token_stride);
-  unpack(space.dv, padded, length, dim, 1.0F, dv.at(item.begin, item.head), dv.token_stride);
+  const float one = 1.0F;
+  unpack(space.dk, length, dim, &one, 0, dk.at(item.begin, item.head), dk.token_stride);
+  unpack(space.dv, length, dim, &one, 0, dv.at(item.begin, item.head), dv.token_stride);
 }
 
 }  // namespace

@@ -1,27 +1,11 @@
 #include "matmul.h"
 
-#include <cstring>
-
+#include "cpu.h"
+#include "lanes.h"
 #include "philox.h"
 
 namespace electra_fast {
 namespace {
-
-#if defined(__GNUC__)
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
-#else
-struct Lanes {
-  float lane[kLanes];
-  Lanes& operator+=(const Lanes& other) {
-    for (std::int64_t i = 0; i < kLanes; ++i) lane[i] += other.lane[i];
-    return *this;
-  }
-  friend Lanes operator*(float factor, Lanes lanes) {
-    for (std::int64_t i = 0; i < kLanes; ++i) lanes.lane[i] *= factor;
-    return lanes;
-  }
-};
-#endif
 
 // kRows x (16 * kPanels) results in registers.
 template <int kRows, int kPanels>
@@ -32,7 +16,7 @@ ELECTRA_FAST_INLINE void multiply_block(const Product& p, std::int64_t row, std:
   Lanes sum[kRows][kPanels] = {};
   for (std::int64_t k = 0; k < p.depth; ++k) {
     Lanes right[kPanels];
-    for (int j = 0; j < kPanels; ++j) std::memcpy(&right[j], b + j * p.b_panel + k * p.b_row, sizeof(Lanes));
+    for (int j = 0; j < kPanels; ++j) load_lanes(b + j * p.b_panel + k * p.b_row, right[j]);
     for (int i = 0; i < kRows; ++i) {
       const float left = a[i * p.a_row + k * p.a_column];
       for (int j = 0; j < kPanels; ++j) sum[i][j] += left * right[j];
@@ -43,10 +27,10 @@ ELECTRA_FAST_INLINE void multiply_block(const Product& p, std::int64_t row, std:
       float* address = c + i * p.c_row + j * kLanes;
       if (p.accumulate) {
         Lanes before;
-        std::memcpy(&before, address, sizeof(Lanes));
+        load_lanes(address, before);
         sum[i][j] += before;
       }
-      std::memcpy(address, &sum[i][j], sizeof(Lanes));
+      store_lanes(address, sum[i][j]);
     }
   }
 }
@@ -72,19 +56,10 @@ ELECTRA_FAST_INLINE void multiply_all(const Product& p) {
 ELECTRA_FAST_CLONES void multiply_wide(const Product& product) { multiply_all<8, 2>(product); }
 ELECTRA_FAST_CLONES void multiply_narrow(const Product& product) { multiply_all<4, 1>(product); }
 
-bool has_wide_registers() {
-#if defined(__GNUC__) && defined(__x86_64__)
-  return __builtin_cpu_supports("avx512f");
-#else
-  return false;
-#endif
-}
-
 }  // namespace
 
 void multiply(const Product& product) {
-  static const bool wide = has_wide_registers();
-  wide ? multiply_wide(product) : multiply_narrow(product);
+  has_avx512() ? multiply_wide(product) : multiply_narrow(product);
 }
 
 }  // namespace electra_fast

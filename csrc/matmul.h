@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace electra_fast {
+#include "lanes.h"
 
-constexpr std::int64_t kLanes = 16;  // floats in a panel's row: one register of AVX-512, two of AVX2, four of others
+namespace electra_fast {
 
 inline std::int64_t round_up(std::int64_t n, std::int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
