@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "draw.h"
@@ -189,8 +190,9 @@ struct Plan {
     const std::int64_t total = costs.back();
     const std::int64_t workers = std::max<std::int64_t>(1, std::min<std::int64_t>(threads, total / grain));
     const std::int64_t stride = round_up(workspace_size, kLanes);
-    std::vector<float> workspaces(static_cast<std::size_t>(workers * stride + kLanes));
-    float* first = workspaces.data();
+    // Not a vector, which would fill it with zeros.
+    const std::unique_ptr<float[]> workspaces(new float[static_cast<std::size_t>(workers * stride + kLanes)]);
+    float* first = workspaces.get();
     first += (64 - reinterpret_cast<std::uintptr_t>(first) % 64) / sizeof(float) % kLanes;
     parallel_for(workers, static_cast<int>(workers), 1, [&](std::int64_t begin, std::int64_t end) noexcept {
       for (std::int64_t worker = begin; worker < end; ++worker) {
