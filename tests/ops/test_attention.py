@@ -120,6 +120,8 @@ def test_numbers(backend, batch, dtype, p, rng_seed, monkeypatch):
     skip_what_is_slow(backend, batch)
     if backend.name == "cpp" and dtype == torch.float16:
         pytest.skip("not a type of the C++ kernel")
+    if backend.interpreted and dtype == torch.bfloat16:
+        pytest.skip("the interpreter of Triton 3.7 multiplies the bit patterns of bfloat16 (tl.dot)")
     if batch is LONG[1] and (p > 0 or backend.name == "reference" or dtype != torch.float32):
         pytest.skip("70,000 sequences once, for the row numbers")
     inputs = make_inputs(batch, dtype, backend.device)
