@@ -17,7 +17,7 @@ from torch import Tensor
 from electra_fast.kernels.philox import philox
 from electra_fast.ops.random import threshold
 
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 128
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
@@ -32,20 +32,16 @@ class _Launch(NamedTuple):
 
 # By bytes of an element and padded head size. Reasoned and compiled without spills, not measured: no GPU has run them.
 _FORWARD = {
-    (2, 64): _Launch(64, 64, 4, 2),  # two blocks of 16 x 64 a warp; small, since ELECTRA's sequences are
-    (2, 128): _Launch(64, 64, 4, 2),
-    (2, 256): _Launch(64, 32, 8, 1),  # fewer keys, for shared memory
-    (4, 64): _Launch(32, 32, 4, 1),  # float32 multiplies without tensor cores: operands live in registers
-    (4, 128): _Launch(32, 32, 8, 1),
-    (4, 256): _Launch(16, 16, 8, 1),
+    (2, 64): _Launch(64, 32, 4, 2),  # ELECTRA's sequences are short; 64 keys at a time spill on gfx942
+    (2, 128): _Launch(64, 32, 4, 2),
+    (4, 64): _Launch(32, 32, 4, 1),  # float32 multiplies without tensor cores, with operands in registers
+    (4, 128): _Launch(16, 32, 8, 1),
 }
 _BACKWARD = {  # two accumulators and two operands more than the forward
-    (2, 64): _Launch(64, 64, 8, 1),
-    (2, 128): _Launch(32, 64, 8, 1),
-    (2, 256): _Launch(32, 32, 8, 1),
+    (2, 64): _Launch(64, 32, 4, 1),
+    (2, 128): _Launch(32, 32, 4, 1),
     (4, 64): _Launch(32, 32, 8, 1),
     (4, 128): _Launch(16, 32, 8, 1),
-    (4, 256): _Launch(16, 16, 8, 1),
 }
 
 
@@ -111,6 +107,15 @@ def multiply(b_a, b_b):
     return tl.dot(b_a, b_b, input_precision="ieee")
 
 
+@triton.jit
+def multiply_queries(b_query, b_key):
+    """query key^T, where the queries stay through a loop: in float32 they would stay in registers as left factors."""
+    if b_query.dtype == tl.float32:
+        return tl.trans(multiply(b_key, tl.trans(b_query)))
+    else:
+        return multiply(b_query, tl.trans(b_key))
+
+
 # --- Kernels ----------------------------------------------------------------------------------------------------------
 
 
@@ -174,7 +179,7 @@ def forward_kernel(
     for start in range(0, length, BLOCK_N):
         o_key = start + tl.arange(0, BLOCK_N)
         b_k = load_rows(p_k, o_key, length, k_token, o_dim, DIM)
-        b_scores = multiply(b_q, tl.trans(b_k)) * (scale * _LOG2_E)
+        b_scores = multiply_queries(b_q, b_k) * (scale * _LOG2_E)
         b_scores = tl.where((o_key < length)[None, :], b_scores, float("-inf"))
         b_top = tl.maximum(b_max, tl.max(b_scores, 1))
         b_shrink = tl.exp2(b_max - b_top)
@@ -257,12 +262,12 @@ def dq_kernel(
     for start in range(0, length, BLOCK_N):
         o_key = start + tl.arange(0, BLOCK_N)
         b_v = load_rows(p_v, o_key, length, v_token, o_dim, DIM)
-        b_d_probability = multiply(b_d_out, tl.trans(b_v))
+        b_d_probability = multiply_queries(b_d_out, b_v)
         if DROPOUT:
             b_dropped = is_dropped(seed, b_row_ids, i_head, start, stream, last_dropped, BLOCK_M, BLOCK_N)
             b_d_probability = tl.where(b_dropped, 0.0, b_d_probability * keep_scale)
         b_k = load_rows(p_k, o_key, length, k_token, o_dim, DIM)
-        b_probability = tl.exp2(multiply(b_q, tl.trans(b_k)) * (scale * _LOG2_E) - b_lse[:, None])
+        b_probability = tl.exp2(multiply_queries(b_q, b_k) * (scale * _LOG2_E) - b_lse[:, None])
         b_d_score = b_probability * (b_d_probability - b_delta[:, None])
         # Keys outside have scores of 0; their factor in this product is 0 too, unless the probability overflowed.
         b_d_score = tl.where((o_key < length)[None, :], b_d_score, 0.0)
