@@ -273,16 +273,16 @@ def _backward_shapes(
 
 def _check_values(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *args: Any) -> None:
     num_tokens, max_seqlen = q.shape[0], args[2]
-    lengths = cu_seqlens.diff()
-    if cu_seqlens[0] != 0 or (lengths < 0).any() or cu_seqlens[-1] > num_tokens:
+    bounds = cu_seqlens.cpu().numpy()  # NumPy's calls cost a fifth of PyTorch's
+    lengths = bounds[1:] - bounds[:-1]
+    longest = lengths.max(initial=0)
+    if bounds[0] != 0 or lengths.min(initial=0) < 0 or bounds[-1] > num_tokens:
         raise ValueError(
             f"varlen_attention: cu_seqlens must begin with 0, never decrease and end at most at T = {num_tokens}; "
-            f"got {cu_seqlens.tolist()}"
+            f"got {bounds.tolist()}"
         )
-    if lengths.numel() and lengths.max() > max_seqlen:
-        raise ValueError(
-            f"varlen_attention: a sequence in cu_seqlens has {lengths.max()} tokens, max_seqlen is {max_seqlen}"
-        )
+    if longest > max_seqlen:
+        raise ValueError(f"varlen_attention: a sequence in cu_seqlens has {longest} tokens, max_seqlen is {max_seqlen}")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

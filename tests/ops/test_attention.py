@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 
 
 # Why each: no sequence; only empty ones; one token, one dimension; empty, single, odd and prime lengths over one block
-# of queries, an odd head size; both sides of a block of 64 and of 16 lanes; sizes of heads that are no power of two, and
+# of queries, an odd head size; both sides of a block of 64 and of 16 lanes; heads of no power of two, and
 # the largest; then, not interpreted, several blocks of 64 and ELECTRA-small.
 BATCHES = [
     Batch((), 3, 2, 8),
