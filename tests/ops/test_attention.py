@@ -178,7 +178,7 @@ def test_dropout_equals_numpy_bit_for_bit(backend, p, with_row_ids, rng_seed):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_sequence_has_the_same_bits_in_any_batch(backend, rng_seed):
-    batch = Batch((37, 66, 5), 0, 2, 24)
+    batch = Batch((37, 66, 5), 0, 1, 24)
     inputs = make_inputs(batch, device=backend.device)
     rows = random.row_ids_for(torch.tensor([7, 2**40, 9]), batch.cu_seqlens, batch.num_tokens).to(backend.device)
     bounds = batch.cu_seqlens.tolist()
@@ -186,7 +186,7 @@ def test_a_sequence_has_the_same_bits_in_any_batch(backend, rng_seed):
     def pieces(order: list[int], tail: int = 0) -> dict[int, list[Tensor]]:
         index = torch.cat([torch.arange(bounds[i], bounds[i + 1]) for i in order]).to(backend.device)
         chosen = [F.pad(x[index], (0, 0, 0, 0, 0, tail), value=math.nan) for x in inputs]
-        smaller = Batch(tuple(batch.lengths[i] for i in order), tail, 2, 24)
+        smaller = Batch(tuple(batch.lengths[i] for i in order), tail, 1, 24)
         results = run(smaller, *chosen, p=0.2, row_ids=F.pad(rows[index], (0, tail)))
         cuts = smaller.cu_seqlens.tolist()
         return {i: [r[b:e] for r in results] for i, b, e in zip(order, cuts, cuts[1:], strict=False)}
@@ -354,7 +354,7 @@ def test_compiled_equals_eager(backend, compiler, rng_seed):
         assert all(map(torch.equal, got, eager))
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:3])
+@pytest.mark.parametrize("backend", BACKENDS[:2])
 def test_opcheck(backend, rng_seed):
     batch = Batch((6, 0, 3), 2, 2, 8)
     q, k, v, upstream = make_inputs(batch)
