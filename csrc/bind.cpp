@@ -3,12 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <vector>
 
 #include "gelu.h"
 #include "layer_norm.h"
 #include "embedding.h"
 #include "generator_head.h"
+#include "attention.h"
 #include "masking_sampling.h"
 #include "parallel.h"
 #include "rtd_bce.h"
@@ -345,6 +347,72 @@ void bind_gelu(py::module_& module) {
   backward("bias_gelu_backward_bfloat16", call_bias_gelu_backward<electra_fast::bfloat16>);
 }
 
+// --- attention ---
+
+using Address = std::array<std::int64_t, 3>;  // of a tensor [tokens, heads, head_dim]: where, and its first two strides
+
+template <class T>
+electra_fast::Heads<T> heads_at(const Address& address) {
+  return {at<T>(static_cast<std::uintptr_t>(address[0])), address[1], address[2]};
+}
+
+struct AttentionArguments {
+  Address q, k, v;
+  std::uintptr_t cu_seqlens, row_ids;
+  std::int64_t num_tokens, num_sequences, heads, head_dim;
+  float scale;
+  std::uint64_t drop_below;
+  float keep_scale;
+  std::int64_t seed;
+  std::uint32_t stream;
+
+  template <class T>
+  electra_fast::Attention<T> call() const {
+    return {heads_at<const T>(q), heads_at<const T>(k), heads_at<const T>(v), at<const std::int64_t>(cu_seqlens),
+            at<const std::int64_t>(row_ids), num_tokens, num_sequences, heads, head_dim, scale, drop_below,
+            keep_scale, seed, stream};
+  }
+};
+
+void bind_attention(py::module_& module) {
+  py::class_<AttentionArguments>(module, "Attention")
+      .def(py::init([](Address q, Address k, Address v, std::uintptr_t cu_seqlens, std::uintptr_t row_ids,
+                       std::int64_t num_tokens, std::int64_t num_sequences, std::int64_t heads, std::int64_t head_dim,
+                       float scale, std::uint64_t drop_below, float keep_scale, std::int64_t seed,
+                       std::uint32_t stream) {
+             return AttentionArguments{q,        k,     v,          cu_seqlens, row_ids,    num_tokens, num_sequences,
+                                       heads,    head_dim, scale, drop_below, keep_scale, seed,       stream};
+           }),
+           py::kw_only(), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("cu_seqlens"), py::arg("row_ids"),
+           py::arg("num_tokens"), py::arg("num_sequences"), py::arg("heads"), py::arg("head_dim"), py::arg("scale"),
+           py::arg("drop_below"), py::arg("keep_scale"), py::arg("seed"), py::arg("stream"));
+  module.def(
+      "attention",
+      [](const AttentionArguments& arguments, Address out, std::uintptr_t lse, bool is_bfloat16, int threads) {
+        const auto run = [&](auto type) {
+          using T = decltype(type);
+          electra_fast::attention(arguments.call<T>(), heads_at<T>(out), at<float>(lse), threads);
+        };
+        const py::gil_scoped_release unlocked;
+        is_bfloat16 ? run(electra_fast::bfloat16{}) : run(float{});
+      },
+      py::arg("arguments"), py::kw_only(), py::arg("out"), py::arg("lse"), py::arg("is_bfloat16"), py::arg("threads"));
+  module.def(
+      "attention_backward",
+      [](const AttentionArguments& arguments, std::uintptr_t lse, Address d_out, Address dq, Address dk, Address dv,
+         bool is_bfloat16, int threads) {
+        const auto run = [&](auto type) {
+          using T = decltype(type);
+          electra_fast::attention_backward(arguments.call<T>(), at<const float>(lse), heads_at<const T>(d_out),
+                                           heads_at<T>(dq), heads_at<T>(dk), heads_at<T>(dv), threads);
+        };
+        const py::gil_scoped_release unlocked;
+        is_bfloat16 ? run(electra_fast::bfloat16{}) : run(float{});
+      },
+      py::arg("arguments"), py::kw_only(), py::arg("lse"), py::arg("d_out"), py::arg("dq"), py::arg("dk"),
+      py::arg("dv"), py::arg("is_bfloat16"), py::arg("threads"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -361,4 +429,5 @@ PYBIND11_MODULE(_C, module) {
   bind_layer_norm(module);
   bind_embedding(module);
   bind_gelu(module);
+  bind_attention(module);
 }

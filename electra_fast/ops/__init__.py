@@ -8,6 +8,7 @@ from electra_fast.ops import random
 from electra_fast.ops._backends import Availability, availability, use_backend
 from electra_fast.ops.embedding import embedding_layer_norm
 from electra_fast.ops.gelu import bias_gelu
+from electra_fast.ops.attention import varlen_attention
 from electra_fast.ops.generator_head import (
     GeneratorSample,
     GeneratorSampleWithArgmax,
@@ -44,4 +45,5 @@ __all__ = [
     "rtd_bce",
     "sample_tokens",
     "use_backend",
+    "varlen_attention",
 ]

@@ -41,6 +41,8 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "embedding_layer_norm": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     # gelu
     "bias_gelu": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
+    # attention
+    "varlen_attention": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
 }
 
 
@@ -97,11 +99,7 @@ def select(operator: str, tensor: Tensor) -> str:
         RuntimeError: it does not exist for this operator, or can't run on this device.
         TypeError: it does not take this dtype.
     """
-    requested = _choice.backend
-    if requested is None:
-        requested = os.environ.get("ELECTRA_FAST_BACKEND") or None
-        if requested is not None:
-            _check_name(requested, "ELECTRA_FAST_BACKEND")
+    requested = requested_backend()
     if requested is not None:
         if requested != "reference":
             _require(operator, requested, tensor)
@@ -119,6 +117,24 @@ def select(operator: str, tensor: Tensor) -> str:
 
 
 @functools.cache
+def requested_backend() -> str | None:
+    """What `use_backend` or else ELECTRA_FAST_BACKEND asks for; None leaves the choice to us."""
+    if _choice.backend is not None:
+        return _choice.backend
+    requested = os.environ.get("ELECTRA_FAST_BACKEND") or None
+    if requested is not None:
+        _check_name(requested, "ELECTRA_FAST_BACKEND")
+    return requested
+
+
+def missing(operator: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What a backend lacks to run `operator` on such a tensor; None if nothing."""
+    reason = _missing(backend, device)
+    if reason is None and dtype not in _KERNELS[operator][backend]:
+        reason = f"it does not take {dtype}"
+    return reason
+
+
 def extension() -> ModuleType:
     """The C++ extension, `electra_fast._C`; ImportError where it is not built."""
     return importlib.import_module("electra_fast._C")
