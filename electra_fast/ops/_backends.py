@@ -116,7 +116,6 @@ def select(operator: str, tensor: Tensor) -> str:
     return default
 
 
-@functools.cache
 def requested_backend() -> str | None:
     """What `use_backend` or else ELECTRA_FAST_BACKEND asks for; None leaves the choice to us."""
     if _choice.backend is not None:
@@ -135,6 +134,7 @@ def missing(operator: str, backend: str, device: torch.device, dtype: torch.dtyp
     return reason
 
 
+@functools.cache
 def extension() -> ModuleType:
     """The C++ extension, `electra_fast._C`; ImportError where it is not built."""
     return importlib.import_module("electra_fast._C")

@@ -52,6 +52,7 @@ class Case:
         wide_loads: whether it must load 128 bits at a time from global memory.
         philox_elements: how many random numbers one program draws in one turn of its loops, at four a Philox call; a
             kernel that uses one word of each call says four times its elements.
+        targets: the targets it is for, where they need different constants.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Case:
     aligned: tuple[str, ...] = ()
     wide_loads: bool = False
     philox_elements: int | None = None
+    targets: tuple[str, ...] = TARGETS
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,13 @@ def _compile_job(job: tuple[str, int, str]) -> Row:
 
 def compile_all(chosen: list[str], targets: list[str]) -> list[Row]:
     """Every case of these rooms for these targets, on all cores."""
-    jobs = [(room, index, target) for room in chosen for index in range(len(load(room))) for target in targets]
+    jobs = [
+        (room, index, target)
+        for room in chosen
+        for index, case in enumerate(load(room))
+        for target in targets
+        if target in case.targets
+    ]
     # Forked, so that no worker imports PyTorch and Triton again.
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("fork")) as pool:
         return list(pool.map(_compile_job, jobs))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from electra_fast.kernels import generator_head as kernels
 from electra_fast.kernels.generator_head import Launch
-from tests.kernels.ahead_of_time import FLOATS, Case
+from tests.kernels.ahead_of_time import FLOATS, TARGETS, Case
+
+_AMD = tuple(target for target in TARGETS if target.startswith("gfx"))
+_NVIDIA = tuple(target for target in TARGETS if target not in _AMD)
 
 _VOCAB_SIZE, _TILES = 30522, 256
 _POINTERS = {
@@ -37,17 +41,22 @@ _SCALARS = {
 
 
 def cases() -> list[Case]:
-    return [case for width in (128, 768) for dtype in FLOATS for case in _cases(width, dtype)]
+    return [
+        case
+        for width in (128, 768)
+        for dtype in FLOATS
+        for targets, is_amd in ((_NVIDIA, False), (_AMD, True))
+        for case in _cases(width, dtype, targets, is_amd)
+    ]
 
 
-def _cases(width: int, dtype: str) -> list[Case]:
+def _cases(width: int, dtype: str, targets: tuple[str, ...], is_amd: bool) -> list[Case]:
     size = 4 if dtype == "fp32" else 2
     measure, finish = kernels._MEASURE[size], kernels._FINISH[size]
     sampling: dict[str, Any] = {"DISALLOW": True, "HAS_ARGMAX": True}
-    # tf32x3 on NVIDIA; what AMD takes instead is tried by the cases in 16 bits, which ignore it.
-    product = {"PRECISION": "ieee" if dtype != "fp32" else kernels.precision()}
-    slices = {"SLICE": min(kernels._SLICE, 128 if width == 128 else 256)}
-    return [
+    product = {"PRECISION": kernels.precision(is_amd)}
+    slices = {"SLICE": kernels._SLICE}
+    described = [
         _case("measure", kernels.measure_kernel, width, dtype, measure, {"OWN_LAW": True, **sampling, **product}),
         _case(
             "finish",
@@ -62,6 +71,8 @@ def _cases(width: int, dtype: str) -> list[Case]:
         _case("d_weight", kernels.d_weight_kernel, width, dtype, kernels._D_WEIGHT[size], {**product, **slices}),
         _case("d_hidden", kernels.d_hidden_kernel, width, dtype, kernels._D_HIDDEN[size], {**product, **slices}),
     ]
+    vendor = "-amd" if is_amd else ""
+    return [replace(case, name=case.name + vendor, targets=targets) for case in described]
 
 
 def _case(
