@@ -5,10 +5,10 @@
 
 #include <vector>
 
-#include "gelu.h"
-#include "layer_norm.h"
 #include "embedding.h"
+#include "gelu.h"
 #include "generator_head.h"
+#include "layer_norm.h"
 #include "masking_sampling.h"
 #include "parallel.h"
 #include "rtd_bce.h"

@@ -48,8 +48,6 @@ ELECTRA_FAST_INLINE Moments fill_row(std::int64_t n, float eps, float* row, cons
   }
   const float share = 1.0F / static_cast<float>(n);
   const float mean = share * sum;
-  const float count = static_cast<float>(n);
-  const float mean = sum / count;
   float rest = 0.0F, squares = 0.0F;
 #pragma omp simd reduction(+ : rest, squares)
   for (std::int64_t i = 0; i < n; ++i) {
@@ -59,8 +57,6 @@ ELECTRA_FAST_INLINE Moments fill_row(std::int64_t n, float eps, float* row, cons
   }
   const float correction = share * rest;
   const float variance = share * squares - correction * correction;
-  const float correction = rest / count;
-  const float variance = squares / count - correction * correction;
   // Rounding may leave a variance just below 0, but a NaN must stay one.
   return {mean + correction, 1.0F / std::sqrt((variance < 0.0F ? 0.0F : variance) + eps)};
 }
@@ -96,8 +92,6 @@ ELECTRA_FAST_INLINE GradientMeans gradient_means(std::int64_t n, const Gradient*
   }
   const float share = 1.0F / static_cast<float>(n);
   return {share * g_sum, share * g_x_hat_sum};
-  const float count = static_cast<float>(n);
-  return {g_sum / count, g_x_hat_sum / count};
 }
 
 // The gradient with respect to one element of what was normalised.

@@ -25,78 +25,6 @@ def mask_tokens(
     weights: int,
     threads: int,
 ) -> None: ...
-def rtd_bce_float32(
-    *,
-    logits: int,
-    is_replaced: int,
-    mask: int,
-    num_tokens: int,
-    loss_sum: int,
-    counts: int,
-    histogram: int,
-    gradient: int,
-    threads: int,
-) -> None: ...
-def rtd_bce_bfloat16(
-    *,
-    logits: int,
-    is_replaced: int,
-    mask: int,
-    num_tokens: int,
-    loss_sum: int,
-    counts: int,
-    histogram: int,
-    gradient: int,
-    threads: int,
-) -> None: ...
-def bias_gelu_float32(*, x: int, bias: int, rows: int, width: int, y: int, threads: int) -> None: ...
-def bias_gelu_backward_float32(
-    *, dy: int, x: int, bias: int, rows: int, width: int, dx: int, dbias: int, threads: int
-) -> None: ...
-def bias_gelu_bfloat16(*, x: int, bias: int, rows: int, width: int, y: int, threads: int) -> None: ...
-def bias_gelu_backward_bfloat16(
-    *, dy: int, x: int, bias: int, rows: int, width: int, dx: int, dbias: int, threads: int
-def layer_norm(
-    x: int,
-    residual: int,
-    row_ids: int,
-    num_rows: int,
-    width: int,
-    x_is_bfloat16: bool,
-    y_is_bfloat16: bool,
-    drop_below: int,
-    seed: int,
-    stream: int,
-    scale: float,
-    weight: int,
-    bias: int,
-    eps: float,
-    y: int,
-    stats: int,
-    threads: int,
-    /,
-) -> None: ...
-def layer_norm_backward(
-    x: int,
-    residual: int,
-    row_ids: int,
-    num_rows: int,
-    width: int,
-    x_is_bfloat16: bool,
-    y_is_bfloat16: bool,
-    drop_below: int,
-    seed: int,
-    stream: int,
-    scale: float,
-    dy: int,
-    weight: int,
-    stats: int,
-    dx: int,
-    dresidual: int,
-    dweight: int,
-    dbias: int,
-    threads: int,
-    /,
 def corrupt_tokens(
     *,
     input_ids: int,
@@ -145,4 +73,78 @@ def head_rows(
     partial_sums: int = 0,
     d_bias: int = 0,
     threads: int,
+) -> None: ...
+def rtd_bce_float32(
+    *,
+    logits: int,
+    is_replaced: int,
+    mask: int,
+    num_tokens: int,
+    loss_sum: int,
+    counts: int,
+    histogram: int,
+    gradient: int,
+    threads: int,
+) -> None: ...
+def rtd_bce_bfloat16(
+    *,
+    logits: int,
+    is_replaced: int,
+    mask: int,
+    num_tokens: int,
+    loss_sum: int,
+    counts: int,
+    histogram: int,
+    gradient: int,
+    threads: int,
+) -> None: ...
+def bias_gelu_float32(*, x: int, bias: int, rows: int, width: int, y: int, threads: int) -> None: ...
+def bias_gelu_backward_float32(
+    *, dy: int, x: int, bias: int, rows: int, width: int, dx: int, dbias: int, threads: int
+) -> None: ...
+def bias_gelu_bfloat16(*, x: int, bias: int, rows: int, width: int, y: int, threads: int) -> None: ...
+def bias_gelu_backward_bfloat16(
+    *, dy: int, x: int, bias: int, rows: int, width: int, dx: int, dbias: int, threads: int
+) -> None: ...
+def layer_norm(
+    x: int,
+    residual: int,
+    row_ids: int,
+    num_rows: int,
+    width: int,
+    x_is_bfloat16: bool,
+    y_is_bfloat16: bool,
+    drop_below: int,
+    seed: int,
+    stream: int,
+    scale: float,
+    weight: int,
+    bias: int,
+    eps: float,
+    y: int,
+    stats: int,
+    threads: int,
+    /,
+) -> None: ...
+def layer_norm_backward(
+    x: int,
+    residual: int,
+    row_ids: int,
+    num_rows: int,
+    width: int,
+    x_is_bfloat16: bool,
+    y_is_bfloat16: bool,
+    drop_below: int,
+    seed: int,
+    stream: int,
+    scale: float,
+    dy: int,
+    weight: int,
+    stats: int,
+    dx: int,
+    dresidual: int,
+    dweight: int,
+    dbias: int,
+    threads: int,
+    /,
 ) -> None: ...

@@ -6,8 +6,8 @@ from __future__ import annotations
 # would put the module in its place.
 from electra_fast.ops import random
 from electra_fast.ops._backends import Availability, availability, use_backend
-from electra_fast.ops.gelu import bias_gelu
 from electra_fast.ops.embedding import embedding_layer_norm
+from electra_fast.ops.gelu import bias_gelu
 from electra_fast.ops.generator_head import (
     GeneratorSample,
     GeneratorSampleWithArgmax,
@@ -34,8 +34,8 @@ __all__ = [
     "bias_gelu",
     "corrupt_tokens",
     "dropout_add_layer_norm",
-    "layer_norm",
     "embedding_layer_norm",
+    "layer_norm",
     "linear_cross_entropy_sample",
     "linear_cross_entropy_sample_with_argmax",
     "mask_tokens",
