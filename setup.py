@@ -16,7 +16,6 @@ extension = Pybind11Extension(
     # No -march=native, since a wheel must run anywhere: csrc/philox.h chooses instruction sets at run time. No
     # -ffast-math, which may drop NaNs. -fopenmp-simd obeys `omp simd` and links no OpenMP runtime. -fno-trapping-math
     # changes no result; without it GCC makes a branch of `?:` around arithmetic, and no vector code.
-    # -ffast-math, which may drop NaNs. -fopenmp-simd obeys `omp simd` and links no OpenMP runtime.
     extra_compile_args=["/O2"]
     if sys.platform == "win32"
     else ["-O3", "-fopenmp-simd", "-fno-trapping-math", "-fvisibility=hidden"],

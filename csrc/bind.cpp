@@ -6,11 +6,11 @@
 #include <array>
 #include <vector>
 
-#include "gelu.h"
-#include "layer_norm.h"
-#include "embedding.h"
-#include "generator_head.h"
 #include "attention.h"
+#include "embedding.h"
+#include "gelu.h"
+#include "generator_head.h"
+#include "layer_norm.h"
 #include "masking_sampling.h"
 #include "parallel.h"
 #include "rtd_bce.h"

@@ -6,9 +6,9 @@ from __future__ import annotations
 # would put the module in its place.
 from electra_fast.ops import random
 from electra_fast.ops._backends import Availability, availability, use_backend
+from electra_fast.ops.attention import varlen_attention
 from electra_fast.ops.embedding import embedding_layer_norm
 from electra_fast.ops.gelu import bias_gelu
-from electra_fast.ops.attention import varlen_attention
 from electra_fast.ops.generator_head import (
     GeneratorSample,
     GeneratorSampleWithArgmax,

@@ -1,0 +1,1 @@
+"""Tests of the C++ kernels that need no Python in them."""
