@@ -73,10 +73,12 @@ def attention(
 
     The numbers of dropout differ between backends as the module says.
     """
+    # A branch, since p may be symbolic to the compiler, and the choice needs a constant.
+    has_dropout = True if p > 0 else False  # noqa: SIM210
     if backend is None:
-        backend = choose(q.device, q.dtype, q.shape[2], p > 0)
+        backend = choose(q.device, q.dtype, q.shape[2], has_dropout)
     else:
-        require(backend, q.device, q.dtype, q.shape[2], p > 0)
+        require(backend, q.device, q.dtype, q.shape[2], has_dropout)
     if backend in ("flash_attn", "torch"):
         return _without_tail(_VENDORS[backend], q, k, v, cu_seqlens, max_seqlen, p, scale)
     if backend == "sdpa":

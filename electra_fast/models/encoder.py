@@ -1,12 +1,11 @@
 """A tower on flat tokens: transformers' modules and weights, our operators between their matrix products.
 
-T tokens, B sequences, S width of the padded batch, H hidden, D head size.
+T tokens, H hidden, E embedding, D head size.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.electra.modeling_electra import (
     ElectraEmbeddings,
@@ -15,12 +14,14 @@ from transformers.models.electra.modeling_electra import (
     ElectraSelfAttention,
 )
 
+from electra_fast.attention import attention
 from electra_fast.models.electra import ElectraModel
 from electra_fast.ops.embedding import embedding_layer_norm
 from electra_fast.ops.layer_norm import dropout_add_layer_norm, layer_norm
 from electra_fast.packing import Packing
 
-# Each dropout of a tower has a stream of its own: the tower's first, the embeddings' dropout, and two for each layer.
+# Each dropout of a tower has a stream: the first is the embeddings', then come each layer's attention, its output, and
+# the output of its feed-forward network.
 STREAMS_PER_TOWER = 2**16
 
 
@@ -38,15 +39,15 @@ def encode(
 
     Args:
         token_type_ids: int64 [T]; None: zeros.
-        seed, row_ids: of the dropout, see `electra_fast.ops.random`; unused in evaluation mode. The attention's dropout
-            draws from torch's generator.
+        seed, row_ids: of the dropout, see `electra_fast.ops.random`; unused in evaluation mode. Where a vendor's kernel
+            attends (see `electra_fast.attention`), its dropout draws from torch's generator.
         stream: the first of the STREAMS_PER_TOWER streams that the tower's dropout uses.
     """
     hidden_states = _embed(tower.embeddings, input_ids, packing, token_type_ids, seed, stream, row_ids)
     if hasattr(tower, "embeddings_project"):
         hidden_states = tower.embeddings_project(hidden_states)
     for index, layer in enumerate(tower.encoder.layer):
-        hidden_states = _layer(layer, hidden_states, packing, seed, stream + 1 + 2 * index, row_ids)
+        hidden_states = _layer(layer, hidden_states, packing, seed, stream + 1 + 3 * index, row_ids)
     return hidden_states
 
 
@@ -94,28 +95,35 @@ def _layer(
     row_ids: Tensor | None,
 ) -> Tensor:
     """A post-norm layer: attention and a feed-forward network, each with dropout, residual and LayerNorm."""
-    context = _attention(layer.attention.self, hidden_states, packing)
-    hidden_states = _add_and_norm(layer.attention.output, context, hidden_states, seed, stream, row_ids)
+    context = _attention(layer.attention.self, hidden_states, packing, seed, stream, row_ids)
+    hidden_states = _add_and_norm(layer.attention.output, context, hidden_states, seed, stream + 1, row_ids)
     intermediate = layer.intermediate(hidden_states)
-    return _add_and_norm(layer.output, intermediate, hidden_states, seed, stream + 1, row_ids)
+    return _add_and_norm(layer.output, intermediate, hidden_states, seed, stream + 2, row_ids)
 
 
-def _attention(attention: ElectraSelfAttention, hidden_states: Tensor, packing: Packing) -> Tensor:
-    heads = attention.num_attention_heads
-
-    def split(flat: Tensor) -> Tensor:
-        return packing.pad(flat).unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, heads, S, D]
-
-    mask = None if packing.padding_mask is None else packing.padding_mask[:, None, None, :]
-    context = F.scaled_dot_product_attention(
-        split(attention.query(hidden_states)),
-        split(attention.key(hidden_states)),
-        split(attention.value(hidden_states)),
-        attn_mask=mask,
-        dropout_p=_probability(attention.dropout),
-        scale=attention.scaling,
+def _attention(
+    module: ElectraSelfAttention,
+    hidden_states: Tensor,
+    packing: Packing,
+    seed: Tensor | None,
+    stream: int,
+    row_ids: Tensor | None,
+) -> Tensor:
+    """[T, H] -> [T, H]: each token attends to those of its sequence."""
+    heads = (module.num_attention_heads, module.attention_head_size)
+    context = attention(
+        module.query(hidden_states).unflatten(-1, heads),  # [T, heads, D]
+        module.key(hidden_states).unflatten(-1, heads),
+        module.value(hidden_states).unflatten(-1, heads),
+        packing.cu_seqlens,
+        packing.max_seqlen,
+        p=_probability(module.dropout),
+        seed=seed,
+        stream=stream,
+        row_ids=row_ids,
+        scale=module.scaling,
     )
-    return packing.unpad(context.transpose(1, 2).flatten(2))
+    return context.flatten(1)
 
 
 def _add_and_norm(

@@ -24,7 +24,7 @@ def tower_of(*, embedding_size: int = 24, dropout: float = 0.0) -> transformers.
         intermediate_size=72,
         max_position_embeddings=50,
         hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=0.0,
+        attention_probs_dropout_prob=dropout,
     )
     tower = transformers.ElectraModel(config)
     initialize_weights(tower, std=0.2)

@@ -33,9 +33,9 @@ def tiny_configs(
     return ElectraConfig(**shared, **small), ElectraConfig(**shared, **(large | discriminator))
 
 
-def joint_model(**options) -> ElectraForJointPreTraining:
+def joint_model(*, dropout: float = 0.0, **options) -> ElectraForJointPreTraining:
     options = {"mask_token_id": MASK, "never_mask_ids": (CLS, SEP, MASK)} | options
-    model = ElectraForJointPreTraining(*tiny_configs(), **options)
+    model = ElectraForJointPreTraining(*tiny_configs(dropout=dropout), **options)
     # Larger than the recipe's 0.02, so that every part of the network shows in the losses and gradients.
     initialize_weights(model, std=0.3)
     return model
@@ -289,8 +289,9 @@ def test_checkpoints_load_in_stock_transformers_with_the_same_logits(tmp_path, r
     )
 
 
-def test_compiles_to_one_graph_with_the_same_masks(rng_seed):
-    model = joint_model()
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_compiles_to_one_graph_with_the_same_masks(dropout, rng_seed):
+    model = joint_model(dropout=dropout)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     for lengths in ((20, 7, 3), (11, 24, 9)):
         batch = ragged_batch(rng_seed, lengths)
