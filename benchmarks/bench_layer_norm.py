@@ -92,7 +92,7 @@ def test_dropout_add_layer_norm(compare, copies, forward_backward, device, shape
 
 @pytest.mark.parametrize("operator", ["layer_norm", "p=0.1"])
 def test_overhead(compare, copies, device, operator):
-    """One row: what a call costs beside the work, forward with gradients on; microseconds over plain are what counts."""
+    """One row: what a call costs beside the work, forward with gradients on; the microseconds over plain count."""
 
     def make_inputs() -> tuple[Tensor, ...]:
         x, residual, weight, bias = (torch.randn(size, device=device) for size in ((1, 64), (1, 64), 64, 64))
