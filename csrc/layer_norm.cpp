@@ -23,11 +23,13 @@ std::int64_t rows_per_thread(const LayerNormRows& rows) {
 template <class X, class Y, class Use>
 ELECTRA_FAST_INLINE void with_row(const LayerNormRows& rows, std::int64_t t, float* factors, const Use& use) {
   const X* x = static_cast<const X*>(rows.x) + t * rows.width;
+  prefetch(static_cast<const X*>(rows.x), t, rows.num_rows, rows.width);
   if (rows.residual == nullptr) {
     use([x](std::int64_t i) ELECTRA_FAST_INLINE_LAMBDA { return load(x + i); });
     return;
   }
   const Y* residual = static_cast<const Y*>(rows.residual) + t * rows.width;
+  prefetch(static_cast<const Y*>(rows.residual), t, rows.num_rows, rows.width);
   if (!rows.drops) {
     use([x, residual](std::int64_t i) ELECTRA_FAST_INLINE_LAMBDA { return load(x + i) + load(residual + i); });
     return;
@@ -62,6 +64,7 @@ ELECTRA_FAST_INLINE void backward_rows(const LayerNormBackward& call, std::int64
   const float* weight = call.weight;
   for (std::int64_t t = begin; t < end; ++t) {
     const Moments moments{call.mean[t], call.rstd[t]};
+    prefetch(static_cast<const Y*>(call.dy), t, call.rows.num_rows, width);
     const Y* dy = static_cast<const Y*>(call.dy) + t * width;
     with_row<X, Y>(call.rows, t, factors, [&](const auto& value) ELECTRA_FAST_INLINE_LAMBDA {
 #pragma omp simd

@@ -19,6 +19,18 @@ namespace electra_fast {
 
 constexpr std::int64_t kMaxWidth = 8192;  // columns; a multiple of kDrawn
 
+// Asks the memory for the row that comes kAhead numbers later, where the hardware's own guesses end with the page.
+constexpr std::int64_t kAhead = 1024;
+template <class T>
+ELECTRA_FAST_INLINE void prefetch(const T* rows, std::int64_t t, std::int64_t num_rows, std::int64_t n) {
+#if defined(__GNUC__)
+  const std::int64_t next = t + kAhead / n + 1;
+  if (next >= num_rows) return;
+  constexpr std::int64_t kLine = 64 / sizeof(T);
+  for (std::int64_t i = 0; i < n; i += kLine) __builtin_prefetch(rows + next * n + i);
+#endif
+}
+
 // An element is dropped where its random word is at most `last_dropped`: the threshold less 1, which fits 32 bits even
 // where p rounds to 1. The others are multiplied by `scale`.
 struct Dropout {
