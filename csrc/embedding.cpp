@@ -50,7 +50,8 @@ ELECTRA_FAST_INLINE void prefetch(const EmbeddingRows& rows, std::int64_t token,
 #if defined(__GNUC__)
   if (token + kAhead >= end) return;
   const T* word = static_cast<const T*>(rows.word) + rows.input_ids[token + kAhead] * rows.width;
-  for (std::int64_t i = 0; i < rows.width; i += 64 / sizeof(T)) __builtin_prefetch(word + i);
+  constexpr std::int64_t line = 64 / sizeof(T);
+  for (std::int64_t i = 0; i < rows.width; i += line) __builtin_prefetch(word + i);
 #endif
 }
 
