@@ -124,7 +124,8 @@ void run(const BiasGELUBackward<T>& call, int threads) {
                    const float* row = partial.data() + b * width + first;
                    for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += row[i];
                  }
-                 for (std::size_t i = 0; i < sums.size(); ++i) call.dbias[first + static_cast<std::int64_t>(i)] = static_cast<float>(sums[i]);
+                 float* dbias = call.dbias + first;
+                 for (std::size_t i = 0; i < sums.size(); ++i) dbias[i] = static_cast<float>(sums[i]);
                });
 }
 
