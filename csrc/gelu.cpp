@@ -9,8 +9,8 @@
 namespace electra_fast {
 namespace {
 
-constexpr std::int64_t kTile = 512;              // columns widened to float32 at a time, in the first-level cache
-constexpr std::int64_t kRowsPerBlock = 64;       // rows whose bias gradients are added first; fixed, for the same bits
+constexpr std::int64_t kTile = 512;  // columns widened to float at a time, in the first-level cache
+constexpr std::int64_t kRowsPerBlock = 64;  // rows whose bias gradients are added first; fixed, for the same bits
 constexpr std::int64_t kElementsPerThread = 32768;  // about 30 us of work
 
 // The normal distribution's density and its integral from minus infinity, at u.
@@ -32,40 +32,53 @@ ELECTRA_FAST_INLINE Normal normal(float u) {
   p = p * t + 0.121882137F;
   p = p * t + 0.119493053F;
   p = p * t + 6.85347810e-6F;
-  const float e = exp(-0.5F * u * u);
+  const float e = exp_nonpositive(-0.5F * u * u);
   const float tail = e * p;
   return {0.398942280F * e, u > 0.0F ? 1.0F - tail : tail};
 }
 
-// One row.
-template <class T>
-ELECTRA_FAST_INLINE void forward_row(const T* x, const float* bias, std::int64_t width, T* y) {
-  float u[kTile];
-  for (std::int64_t begin = 0; begin < width; begin += kTile) {
-    const std::int64_t n = std::min(kTile, width - begin);
-    for (std::int64_t i = 0; i < n; ++i) u[i] = load(x + begin + i) + bias[begin + i];
+// One row; y may be x.
+ELECTRA_FAST_INLINE void forward_row(const float* x, const float* bias, std::int64_t width, float* y) {
 #pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) u[i] *= normal(u[i]).integral;
-    for (std::int64_t i = 0; i < n; ++i) store(y + begin + i, u[i]);
+  for (std::int64_t i = 0; i < width; ++i) {
+    const float u = x[i] + bias[i];
+    y[i] = u * normal(u).integral;
   }
 }
 
-// One row, whose dx is added to `dbias`.
-template <class T>
-ELECTRA_FAST_INLINE void backward_row(const T* dy, const T* x, const float* bias, std::int64_t width, T* dx,
+// One row, whose dx is added to `dbias`; dx may be x.
+ELECTRA_FAST_INLINE void backward_row(const float* dy, const float* x, const float* bias, std::int64_t width, float* dx,
                                       float* dbias) {
-  float u[kTile], upstream[kTile];
+#pragma omp simd
+  for (std::int64_t i = 0; i < width; ++i) {
+    const float u = x[i] + bias[i];
+    const Normal at = normal(u);
+    const float gradient = dy[i] * (at.integral + u * at.density);
+    dbias[i] += gradient;
+    dx[i] = gradient;
+  }
+}
+
+// The same through tiles of float: a loop over both types would fill vectors of half the size.
+ELECTRA_FAST_INLINE void forward_row(const bfloat16* x, const float* bias, std::int64_t width, bfloat16* y) {
+  float tile[kTile];
   for (std::int64_t begin = 0; begin < width; begin += kTile) {
     const std::int64_t n = std::min(kTile, width - begin);
-    for (std::int64_t i = 0; i < n; ++i) u[i] = load(x + begin + i) + bias[begin + i];
+    for (std::int64_t i = 0; i < n; ++i) tile[i] = load(x + begin + i);
+    forward_row(tile, bias + begin, n, tile);
+    for (std::int64_t i = 0; i < n; ++i) store(y + begin + i, tile[i]);
+  }
+}
+
+ELECTRA_FAST_INLINE void backward_row(const bfloat16* dy, const bfloat16* x, const float* bias, std::int64_t width,
+                                      bfloat16* dx, float* dbias) {
+  float tile[kTile], upstream[kTile];
+  for (std::int64_t begin = 0; begin < width; begin += kTile) {
+    const std::int64_t n = std::min(kTile, width - begin);
+    for (std::int64_t i = 0; i < n; ++i) tile[i] = load(x + begin + i);
     for (std::int64_t i = 0; i < n; ++i) upstream[i] = load(dy + begin + i);
-#pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) {
-      const Normal at = normal(u[i]);
-      u[i] = upstream[i] * (at.integral + u[i] * at.density);
-    }
-    for (std::int64_t i = 0; i < n; ++i) dbias[begin + i] += u[i];
-    for (std::int64_t i = 0; i < n; ++i) store(dx + begin + i, u[i]);
+    backward_row(upstream, tile, bias + begin, n, tile, dbias + begin);
+    for (std::int64_t i = 0; i < n; ++i) store(dx + begin + i, tile[i]);
   }
 }
 
@@ -111,7 +124,8 @@ void run(const BiasGELUBackward<T>& call, int threads) {
                    const float* row = partial.data() + b * width + first;
                    for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += row[i];
                  }
-                 for (std::size_t i = 0; i < sums.size(); ++i) call.dbias[first + static_cast<std::int64_t>(i)] = static_cast<float>(sums[i]);
+                 float* dbias = call.dbias + first;
+                 for (std::size_t i = 0; i < sums.size(); ++i) dbias[i] = static_cast<float>(sums[i]);
                });
 }
 

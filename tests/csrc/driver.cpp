@@ -101,7 +101,8 @@ void check_threads(const char* name, const std::function<void(Outputs&, int)>& r
   for (const int threads : {2, 3, 7}) {
     Outputs got(0x5A);
     run(got, threads);
-    require(got == expected, std::string(name) + ": other bits, or some not written, on " + std::to_string(threads) + " threads");
+    const std::string where = " on " + std::to_string(threads) + " threads";
+    require(got == expected, name + (": other bits, or some not written," + where));
   }
 }
 
