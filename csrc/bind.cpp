@@ -114,7 +114,7 @@ void bind_generator_head(py::module_& module) {
   module.def(
       "head_rows",
       [](std::uintptr_t logits, std::int64_t num_rows, std::int64_t vocab_size, std::uintptr_t bias,
-         std::uintptr_t labels, std::uintptr_t coefficients, std::uintptr_t nll, std::uintptr_t lse,
+         std::uintptr_t labels, std::uintptr_t coefficients, std::uintptr_t nll, std::uintptr_t largest, std::uintptr_t log_total,
          std::uintptr_t sampled_ids,
          std::uintptr_t row_ids, std::int64_t first_row, std::int64_t seed, std::uint32_t stream,
          float inverse_temperature, bool disallow_correct, std::uintptr_t argmax_ids, std::uintptr_t partial_sums,
@@ -127,7 +127,8 @@ void bind_generator_head(py::module_& module) {
         call.labels = at<const std::int64_t>(labels);
         call.coefficients = at<const float>(coefficients);
         call.nll = at<float>(nll);
-        call.lse = at<float>(lse);
+        call.largest = at<float>(largest);
+        call.log_total = at<float>(log_total);
         call.sampled_ids = at<std::int64_t>(sampled_ids);
         call.row_ids = at<const std::int64_t>(row_ids);
         call.first_row = first_row;
@@ -142,7 +143,7 @@ void bind_generator_head(py::module_& module) {
         electra_fast::head_rows(call, threads);
       },
       py::kw_only(), py::arg("logits"), py::arg("num_rows"), py::arg("vocab_size"), py::arg("bias"), py::arg("labels"),
-      py::arg("coefficients") = 0, py::arg("nll") = 0, py::arg("lse") = 0, py::arg("sampled_ids") = 0, py::arg("row_ids") = 0,
+      py::arg("coefficients") = 0, py::arg("nll") = 0, py::arg("largest") = 0, py::arg("log_total") = 0, py::arg("sampled_ids") = 0, py::arg("row_ids") = 0,
       py::arg("first_row") = 0, py::arg("seed") = 0, py::arg("stream") = 0, py::arg("inverse_temperature") = 1.0F,
       py::arg("disallow_correct") = false, py::arg("argmax_ids") = 0, py::arg("partial_sums") = 0,
       py::arg("d_bias") = 0, py::arg("threads"));

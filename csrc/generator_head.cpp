@@ -75,7 +75,8 @@ ELECTRA_FAST_INLINE void head_row(const HeadRows& call, std::int64_t i, float* s
   const double total = common_scale(tiles, 1.0F);
   if (call.argmax_ids) call.argmax_ids[i] = argmax;
   if (call.nll) call.nll[i] = static_cast<float>(std::log(total) - (static_cast<double>(label_logit) - largest));
-  if (call.lse) call.lse[i] = static_cast<float>(std::log(total) + largest);
+  if (call.largest) call.largest[i] = largest;
+  if (call.log_total) call.log_total[i] = static_cast<float>(std::log(total));
   if (call.sampled_ids && !has_own_law) {
     const Place place = find_place(tiles, uniform_of(call, i) * total);
     const std::int64_t begin = place.tile * tiles.width;

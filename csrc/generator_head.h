@@ -13,7 +13,8 @@ struct HeadRows {
   const std::int64_t* labels;   // [num_rows], in [0, vocab_size)
   const float* coefficients;    // [num_rows], or null; a row of coefficient 0 has gradient 0 whatever it holds
   float* nll;                   // [num_rows], or null
-  float* lse;                   // [num_rows], log(sum(exp(logits))), or null
+  float* largest;               // [num_rows], the largest logit, or null
+  float* log_total;             // [num_rows], log(sum(exp(logits - largest))), or null
   // The sample, if `sampled_ids` are asked for; it is the one of `sample_tokens`.
   std::int64_t* sampled_ids;    // [num_rows], or null
   const std::int64_t* row_ids;  // [num_rows], or null for first_row, first_row + 1, ...

@@ -35,7 +35,7 @@ _MEASURE = {2: Launch(128, 128, 64, 8, 2), 4: Launch(64, 128, 32, 8, 2)}
 # The vocabulary's tile must be that of _MEASURE. Two rows: each gathers a tile of its own.
 _FINISH = {2: Launch(2, 128, 32, 4, 1), 4: Launch(2, 128, 32, 4, 1)}
 # The sums [block, E] and [rows, E] stay in registers beside a tile of logits: 32 each, at E = 128.
-_D_WEIGHT = {2: Launch(32, 64, 64, 8, 2), 4: Launch(32, 32, 32, 4, 1)}
+_D_WEIGHT = {2: Launch(32, 64, 32, 8, 2), 4: Launch(32, 32, 32, 4, 1)}
 _D_HIDDEN = {2: Launch(64, 32, 64, 8, 2), 4: Launch(64, 32, 32, 8, 1)}
 _SLICE = 128  # elements of E that one program of the backward sums; 256 do not fit the registers. Each slice makes the
 # logits once more, which is why E > 256 has a rival.
@@ -181,7 +181,8 @@ def finish_kernel(
     b_log_total = tl.log(b_total)
     b_label_logit = tl.load(p_label_logit + o_row, mask=m_row, other=0.0)
     tl.store(p_nll + o_row, (b_log_total - (b_label_logit.to(tl.float64) - b_top)).to(tl.float32), mask=m_row)
-    tl.store(p_lse + o_row, (b_log_total + b_top).to(tl.float32), mask=m_row)
+    tl.store(p_lse + o_row, b_top, mask=m_row)
+    tl.store(p_lse + num_rows.to(tl.int64) + o_row, b_log_total.to(tl.float32), mask=m_row)
     if HAS_ARGMAX:
         b_first = tl.min(tl.where(b_largest == b_top[:, None], o_tile[None, :], TILES), axis=1)
         m_first = m_row & (b_first < num_tiles)
@@ -203,9 +204,10 @@ def finish_kernel(
 
 
 @triton.jit
-def make_gradient(b_logits, b_lse, b_labels, b_coefficients, o_token):
+def make_gradient(b_logits, b_largest, b_log_total, b_labels, b_coefficients, o_token):
     """coefficient * (softmax - onehot) for a tile, 0 where the coefficient is, whatever the logits are."""
-    b_delta = tl.exp(b_logits - b_lse[:, None]) - (o_token[None, :] == b_labels[:, None]).to(tl.float32)
+    b_softmax = tl.exp(b_logits - b_largest[:, None] - b_log_total[:, None])
+    b_delta = b_softmax - (o_token[None, :] == b_labels[:, None]).to(tl.float32)
     return tl.where(b_coefficients[:, None] == 0.0, 0.0, b_delta * b_coefficients[:, None])
 
 
@@ -238,11 +240,12 @@ def d_weight_kernel(
         o_row = start + tl.arange(0, ROWS).to(tl.int64)
         m_row = o_row < num_rows
         b_coefficients = tl.load(p_coefficients + o_row, mask=m_row, other=0.0)
-        b_lse = tl.load(p_lse + o_row, mask=m_row, other=0.0)
+        b_largest = tl.load(p_lse + o_row, mask=m_row, other=0.0)
+        b_log_total = tl.load(p_lse + num_rows.to(tl.int64) + o_row, mask=m_row, other=0.0)
         b_labels = tl.minimum(tl.maximum(tl.load(p_labels + o_row, mask=m_row, other=0), 0), vocab_size - 1)
         m_row = m_row & (b_coefficients != 0.0)  # an unused row may hold NaN, and 0 * NaN is no 0
         b_logits = make_logits(p_hidden, p_weight, p_bias, o_row, o_token, m_row, vocab_size, E, BLOCK_E, PRECISION)
-        b_gradient = make_gradient(b_logits, b_lse, b_labels, b_coefficients, o_token)
+        b_gradient = make_gradient(b_logits, b_largest, b_log_total, b_labels, b_coefficients, o_token)
         b_hidden = tl.load(
             p_hidden + o_row[:, None] * E + o_slice[None, :], mask=m_row[:, None] & m_slice[None, :], other=0.0
         )
@@ -282,14 +285,15 @@ def d_hidden_kernel(
     o_slice = tl.program_id(2) * SLICE + tl.arange(0, SLICE)
     m_row, m_slice = o_row < num_rows, o_slice < E
     b_coefficients = tl.load(p_coefficients + o_row, mask=m_row, other=0.0)
-    b_lse = tl.load(p_lse + o_row, mask=m_row, other=0.0)
+    b_largest = tl.load(p_lse + o_row, mask=m_row, other=0.0)
+    b_log_total = tl.load(p_lse + num_rows.to(tl.int64) + o_row, mask=m_row, other=0.0)
     b_labels = tl.minimum(tl.maximum(tl.load(p_labels + o_row, mask=m_row, other=0), 0), vocab_size - 1)
     b_d_hidden = tl.zeros([ROWS, SLICE], tl.float32)
     begin = i_split * tokens_per_split
     for start in range(begin, tl.minimum(begin + tokens_per_split, vocab_size), BLOCK):
         o_token = start + tl.arange(0, BLOCK).to(tl.int64)
         b_logits = make_logits(p_hidden, p_weight, p_bias, o_row, o_token, m_row, vocab_size, E, BLOCK_E, PRECISION)
-        b_gradient = make_gradient(b_logits, b_lse, b_labels, b_coefficients, o_token)
+        b_gradient = make_gradient(b_logits, b_largest, b_log_total, b_labels, b_coefficients, o_token)
         b_weight = tl.load(
             p_weight + o_token[:, None] * E + o_slice[None, :],
             mask=(o_token < vocab_size)[:, None] & m_slice[None, :],
@@ -326,7 +330,7 @@ def forward(
     def floats(*shape: int) -> Tensor:
         return hidden.new_empty(shape, dtype=torch.float32)
 
-    label_logit, nll, lse = floats(rows), floats(rows), floats(rows)
+    label_logit, nll, lse = floats(rows), floats(rows), floats(2, rows)
     largest, mass = floats(rows, tiles), floats(rows, tiles)
     law_largest, law_mass = (floats(rows, tiles), floats(rows, tiles)) if own_law else (largest, mass)
     sampled_ids, argmax_ids = labels.new_empty(rows), labels.new_empty(rows if with_argmax else 0)

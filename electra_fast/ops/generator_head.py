@@ -61,12 +61,14 @@ def generator_head_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Plain PyTorch on any device, from the whole logits [M, V], which only a reference can afford to hold.
 
-    Returns loss_sum, nll, sampled_ids, argmax_ids, logsumexp [M] of the logits, and the gradients of loss_sum; what
-    isn't asked for is empty.
+    Returns loss_sum, nll, sampled_ids, argmax_ids, lse, and the gradients of loss_sum; what isn't asked for is empty.
+    lse [2, M] holds the largest logit and the logsumexp of the differences to it, whose sum would be rounded.
     """
     logits = _logits(hidden, weight, bias)
-    lse = torch.logsumexp(logits, dim=1)
-    nll = lse - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    largest = logits.amax(dim=1, keepdim=True)
+    log_total = torch.logsumexp(logits - largest, dim=1)
+    nll = log_total - (logits.gather(1, labels.unsqueeze(1)) - largest).squeeze(1)
+    lse = torch.stack([largest.squeeze(1), log_total])
     sampled_ids = sample_tokens_reference(
         logits, seed, row_ids, labels if disallow_correct else None, temperature, stream
     )
@@ -82,7 +84,7 @@ def generator_head_backward_reference(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, coefficients: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of sum(coefficients * nll)."""
-    d_logits = torch.exp(_logits(hidden, weight, bias) - lse.unsqueeze(1))
+    d_logits = torch.exp(_logits(hidden, weight, bias) - lse[0].unsqueeze(1) - lse[1].unsqueeze(1))
     d_logits.scatter_add_(1, labels.unsqueeze(1), d_logits.new_full((), -1.0).expand(labels.shape[0], 1))
     d_logits *= coefficients.to(d_logits.dtype).unsqueeze(1)
     # A row without a coefficient may hold anything, and 0 * NaN is no 0.
@@ -131,7 +133,8 @@ def _forward_cpp(
     rows = hidden.shape[0]
     results = {
         "nll": hidden.new_empty(rows, dtype=torch.float32),
-        "lse": hidden.new_empty(rows, dtype=torch.float32),
+        "largest": hidden.new_empty(rows, dtype=torch.float32),
+        "log_total": hidden.new_empty(rows, dtype=torch.float32),
         "sampled_ids": labels.new_empty(rows),
         "argmax_ids": labels.new_empty(rows if with_argmax else 0),
         "row_ids": contiguous(row_ids),
@@ -144,7 +147,8 @@ def _forward_cpp(
     }
     gradients = _by_chunks(hidden, weight, bias, labels, _used(weights) if with_gradients else None, results, sampling)
     nll, sampled_ids = results["nll"], torch.where(weights > 0, results["sampled_ids"], labels)
-    return _loss_sum(weights, nll), nll, sampled_ids, results["argmax_ids"], results["lse"], *gradients
+    lse = torch.stack([results["largest"], results["log_total"]])
+    return _loss_sum(weights, nll), nll, sampled_ids, results["argmax_ids"], lse, *gradients
 
 
 def _backward_cpp(
@@ -235,7 +239,7 @@ def _forward_triton(
 
     tensors = tuple(tensor.contiguous() for tensor in (*_multipliable(hidden, weight), bias, labels))
     if hidden.shape[0] == 0:
-        nll, lse = hidden.new_empty(0, dtype=torch.float32), hidden.new_empty(0, dtype=torch.float32)
+        nll, lse = hidden.new_empty(0, dtype=torch.float32), hidden.new_empty((2, 0), dtype=torch.float32)
         sampled_ids, argmax_ids = labels.new_empty(0), labels.new_empty(0)
     else:
         nll, lse, sampled_ids, argmax_ids = kernels.forward(
@@ -296,7 +300,7 @@ def _shapes(
     if with_gradients:
         gradients = _backward_shapes(hidden, weight, bias)
     argmax_ids = labels.new_empty(rows if with_argmax else 0)
-    return nll.new_empty(()), nll, labels.new_empty(rows), argmax_ids, torch.empty_like(nll), *gradients
+    return nll.new_empty(()), nll, labels.new_empty(rows), argmax_ids, nll.new_empty((2, rows)), *gradients
 
 
 def _backward_shapes(hidden: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Gradients:

@@ -52,6 +52,7 @@ class Case:
         wide_loads: whether it must load 128 bits at a time from global memory.
         philox_elements: how many random numbers one program draws in one turn of its loops, at four a Philox call; a
             kernel that uses one word of each call says four times its elements.
+        tensor_cores: whether it must multiply on them (HMMA, HGMMA, UTCHMMA and the like; MFMA on AMD).
         targets: the targets it is for, where they need different constants.
     """
 
@@ -63,6 +64,7 @@ class Case:
     aligned: tuple[str, ...] = ()
     wide_loads: bool = False
     philox_elements: int | None = None
+    tensor_cores: bool = False
     targets: tuple[str, ...] = TARGETS
 
 
@@ -79,6 +81,7 @@ class Row:
     local_memory: int  # instructions of NVIDIA's, bytes of AMD's scratch
     spills: int  # NVIDIA: LDL and STL instructions; AMD: registers
     wide_loads: int
+    tensor_cores: int  # instructions
     philox_calls: float  # in one program, loops counted once
     problems: list[str]
 
@@ -134,6 +137,8 @@ def _problems(case: Case, row: Row) -> list[str]:
         problems.append(f"{row.shared} bytes of shared memory, of {SHARED_MEMORY[row.target]}")
     if case.wide_loads and not row.wide_loads:
         problems.append("no load of 128 bits")
+    if case.tensor_cores and not row.tensor_cores:
+        problems.append("no tensor-core instruction")
     if case.philox_elements is not None:
         # The first round of a call may be shared by a row, and the last one leaves out what no word needs.
         allowed = case.philox_elements / 4
@@ -164,6 +169,7 @@ def _nvidia_usage(cubin: bytes) -> dict[str, int]:
         "local_memory": usage["LOCAL"] + usage["STACK"],
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", text)),
         "wide_loads": len(re.findall(r"\bLDG\.E\S*\.(?:128|256)\b", text)),
+        "tensor_cores": len(re.findall(r"\b(?:H|HG|UTCH|QG|OM)MMA\b", text)),
     }
 
 
@@ -176,6 +182,7 @@ def _amd_usage(assembly: str) -> dict[str, int]:
         "local_memory": value("private_segment_fixed_size"),
         "spills": value("vgpr_spill_count") + value("sgpr_spill_count"),
         "wide_loads": len(re.findall(r"\b(?:global|buffer)_load_dwordx4\b", assembly)),
+        "tensor_cores": len(re.findall(r"\bv_mfma_", assembly)),
     }
 
 

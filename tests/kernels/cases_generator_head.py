@@ -97,4 +97,5 @@ def _case(
         options={"num_warps": launch.warps, "num_stages": launch.stages},
         aligned=tuple(argument for argument in signature if argument.startswith("p_")),
         philox_elements=philox_elements,
+        tensor_cores="PRECISION" in constants,
     )

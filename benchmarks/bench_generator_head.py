@@ -1,0 +1,120 @@
+"""The generator's head and sampling from logits, beside the plain chain, PyTorch's chunked loss and the products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from electra_fast import ops
+
+# (masked positions, E): batches of 16 x 128 and 128 x 128 of ELECTRA-small; on a GPU ELECTRA-base's width too.
+SHAPES = {"cpu": [(304, 128), (2432, 128)], "cuda": [(2458, 128), (16_384, 128), (16_384, 768)]}
+DTYPES = {"cpu": [torch.float32, torch.bfloat16], "cuda": [torch.float32, torch.bfloat16]}
+VOCAB_SIZE = 30522
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def gumbel_max(logits: Tensor) -> Tensor:
+    with torch.no_grad():
+        return (logits - torch.empty_like(logits).exponential_().log_()).argmax(dim=1)
+
+
+def multinomial(logits: Tensor) -> Tensor:
+    return torch.multinomial(torch.softmax(logits, dim=1), 1)
+
+
+def ours(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, weights: Tensor, seed: Tensor) -> Tensor:
+    return ops.linear_cross_entropy_sample(hidden, weight, bias, labels, weights, seed=seed).loss_sum
+
+
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, weights: Tensor, seed: Tensor) -> Tensor:
+    logits = F.linear(hidden, weight, bias).float()
+    gumbel_max(logits)
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+
+
+def torch_chunked(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, weights: Tensor, seed: Tensor):
+    """PyTorch's linear cross-entropy without whole logits. It gives none to sample from: they are made again."""
+    options = torch.nn.LinearCrossEntropyOptions()
+    loss = F.linear_cross_entropy(hidden, weight, labels, linear_bias=bias, reduction="sum", options=options)
+    with torch.no_grad():
+        gumbel_max(F.linear(hidden, weight, bias).float())
+    return loss
+
+
+def liger_head(liger) -> Callable[..., Tensor]:
+    def call(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, weights: Tensor, seed: Tensor) -> Tensor:
+        function = liger.LigerFusedLinearCrossEntropyFunction
+        loss = function.apply(hidden, weight, labels, bias, None, -100, 0.0, 0.0, "sum")
+        with torch.no_grad():
+            gumbel_max(F.linear(hidden, weight, bias).float())
+        return loss[0] if isinstance(loss, tuple) else loss
+
+    return call
+
+
+def three_products(rows: int, width: int, dtype: torch.dtype, device: str) -> Callable[..., None]:
+    """The matrix products alone, into tensors made before."""
+    logits = torch.empty(rows, VOCAB_SIZE, dtype=dtype, device=device)
+    d_hidden, d_weight = logits.new_empty(rows, width), logits.new_empty(VOCAB_SIZE, width)
+
+    def products(hidden: Tensor, weight: Tensor, *_: Tensor) -> None:
+        with torch.no_grad():
+            torch.mm(hidden, weight.t(), out=logits)
+            torch.mm(logits, weight, out=d_hidden)
+            torch.mm(logits.t(), hidden, out=d_weight)
+
+    return products
+
+
+@pytest.mark.parametrize("dtype", DTYPES[DEVICE], ids=str)
+@pytest.mark.parametrize(("rows", "width"), SHAPES[DEVICE])
+def test_linear_cross_entropy_sample(compare, copies, forward_backward, device, liger, rows, width, dtype):
+    def make_inputs() -> tuple[Tensor, ...]:
+        return (
+            torch.randn(rows, width, device=device, dtype=dtype),
+            torch.randn(VOCAB_SIZE, width, device=device, dtype=dtype) * 0.1,
+            torch.zeros(VOCAB_SIZE, device=device, dtype=dtype),
+            torch.randint(VOCAB_SIZE, (rows,), device=device),
+            torch.ones(rows, device=device),
+            torch.randint(2**60, (), device=device),
+        )
+
+    wrt = [0, 1, 2]
+    rivals = {"three products alone": three_products(rows, width, dtype, device)}
+    if hasattr(F, "linear_cross_entropy"):  # from PyTorch 2.13 on
+        rivals["F.linear_cross_entropy + sample"] = forward_backward(torch_chunked, wrt)
+    if liger is not None:
+        rivals["Liger + sample"] = forward_backward(liger_head(liger), wrt)
+    compare(
+        "linear_cross_entropy_sample",
+        ours=forward_backward(ours, wrt),
+        plain=forward_backward(plain, wrt),
+        inputs=copies(make_inputs),
+        rivals=rivals,
+        shape=f"[{rows}, {width}], V = {VOCAB_SIZE}",
+        target=3.5 if device == "cpu" and dtype == torch.float32 else None,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES[DEVICE], ids=str)
+def test_sample_tokens(compare, copies, device, dtype):
+    rows = 2458  # 15% of 128 x 128
+
+    def make_inputs() -> tuple[Tensor, Tensor]:
+        logits = 2 * torch.randn(rows, VOCAB_SIZE, device=device)
+        return logits.to(dtype), torch.randint(2**60, (), device=device)
+
+    compare(
+        "sample_tokens",
+        ours=lambda logits, seed: ops.sample_tokens(logits, seed=seed),
+        plain=lambda logits, seed: gumbel_max(logits.float()),
+        inputs=copies(make_inputs),
+        rivals={"multinomial": lambda logits, seed: multinomial(logits.float())},
+        bytes_moved=rows * VOCAB_SIZE * dtype.itemsize,
+        target=3.0 if device == "cpu" and dtype == torch.float32 else None,
+    )
