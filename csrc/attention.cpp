@@ -28,83 +28,89 @@ ELECTRA_FAST_INLINE void prefetch_next_head(const T* row, std::int64_t dim) {
 }
 
 // [rows, dim] -> [rows, padded dim], times a factor; padding is zero.
-template <class T>
+template <int kBytes, class T>
 ELECTRA_FAST_INLINE void copy_rows(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,
                                    float factor, float* to) {
   for (std::int64_t i = 0; i < rows; ++i, from += stride) {
     prefetch_next_head(from, dim);
     for (std::int64_t d = 0; d < dim; d += kLanes, to += kLanes) {
-      Lanes lanes;
-      load_lanes(from + d, dim - d, lanes);
-      store_lanes(to, factor * lanes);
+      Lanes<kBytes> lanes;
+      lanes.load(from + d, dim - d);
+      lanes.scale(factor);
+      lanes.store(to);
     }
   }
 }
 
 // [rows, dim] -> panels of 16 columns [padded dim / 16][rows][16]; padding is zero.
-template <class T>
+template <int kBytes, class T>
 ELECTRA_FAST_INLINE void pack_panels(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,
                                      float* to) {
   for (std::int64_t i = 0; i < rows; ++i, from += stride, to += kLanes) {
     prefetch_next_head(from, dim);
     for (std::int64_t d = 0; d < dim; d += kLanes) {
-      Lanes lanes;
-      load_lanes(from + d, dim - d, lanes);
-      store_lanes(to + d * rows, lanes);
+      Lanes<kBytes> lanes;
+      lanes.load(from + d, dim - d);
+      lanes.store(to + d * rows);
     }
   }
 }
 
 // [rows, dim] -> its transpose in panels of 16 columns [padded rows / 16][dim][16]; padding is zero.
-template <class T>
+template <int kBytes, class T>
 ELECTRA_FAST_INLINE void pack_transpose(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,
                                         float* to) {
   for (std::int64_t begin = 0; begin < rows; begin += kLanes, from += kLanes * stride) {
     const std::int64_t height = std::min(kLanes, rows - begin);
     for (std::int64_t i = 0; i < height; ++i) prefetch_next_head(from + i * stride, dim);
     for (std::int64_t d = 0; d < dim; d += kLanes) {
-      Lanes tile[kLanes] = {};
-      for (std::int64_t i = 0; i < height; ++i) load_lanes(from + i * stride + d, dim - d, tile[i]);
+      Lanes<kBytes> tile[kLanes] = {};
+      for (std::int64_t i = 0; i < height; ++i) tile[i].load(from + i * stride + d, dim - d);
       transpose_lanes(tile);
       const std::int64_t width = std::min(kLanes, dim - d);
-      for (std::int64_t j = 0; j < width; ++j, to += kLanes) store_lanes(to, tile[j]);
+      for (std::int64_t j = 0; j < width; ++j, to += kLanes) tile[j].store(to);
     }
   }
 }
 
-// The way back of copy_rows, with a factor for each row, or one for all.
-template <class T>
+// The way back of copy_rows, with a factor for each row, or, with a stride of 0, one for all.
+template <int kBytes, class T>
 ELECTRA_FAST_INLINE void store_rows(const float* from, std::int64_t rows, std::int64_t dim, const float* factors,
                                     std::int64_t factor_stride, T* to, std::int64_t stride) {
   for (std::int64_t i = 0; i < rows; ++i, to += stride) {
     for (std::int64_t d = 0; d < dim; d += kLanes, from += kLanes) {
-      Lanes lanes;
-      load_lanes(from, lanes);
-      store_lanes(to + d, dim - d, factors[i * factor_stride] * lanes);
+      Lanes<kBytes> lanes;
+      lanes.load(from);
+      lanes.scale(factors[i * factor_stride]);
+      lanes.store(to + d, dim - d);
     }
   }
 }
 
-#define ELECTRA_FAST_PACKING(T)                                                                                       \
-  ELECTRA_FAST_CLONES void copy(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,              \
-                                float factor, float* to) {                                                            \
-    copy_rows(from, stride, rows, dim, factor, to);                                                                   \
-  }                                                                                                                   \
-  ELECTRA_FAST_CLONES void panels(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,            \
-                                  float* to) {                                                                        \
-    pack_panels(from, stride, rows, dim, to);                                                                         \
-  }                                                                                                                   \
-  ELECTRA_FAST_CLONES void transpose(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,         \
-                                     float* to) {                                                                     \
-    pack_transpose(from, stride, rows, dim, to);                                                                      \
-  }                                                                                                                   \
-  ELECTRA_FAST_CLONES void unpack(const float* from, std::int64_t rows, std::int64_t dim, const float* factors,       \
-                                  std::int64_t factor_stride, T* to, std::int64_t stride) {                           \
-    store_rows(from, rows, dim, factors, factor_stride, to, stride);                                                  \
+// `name(arguments)`, compiled for each instruction set and both sizes of registers.
+#define ELECTRA_FAST_ON_LANES(name, body, parameters, ...)                           \
+  ELECTRA_FAST_CLONES void name parameters {                                         \
+    is_wide() ? body<kWide>(__VA_ARGS__) : body<kNarrow>(__VA_ARGS__);               \
   }
+#define ELECTRA_FAST_PACKING(T)                                                                                       \
+  ELECTRA_FAST_ON_LANES(copy, copy_rows,                                                                              \
+                        (const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim, float factor,       \
+                         float* to),                                                                                  \
+                        from, stride, rows, dim, factor, to)                                                          \
+  ELECTRA_FAST_ON_LANES(panels, pack_panels,                                                                          \
+                        (const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim, float* to), from,   \
+                        stride, rows, dim, to)                                                                        \
+  ELECTRA_FAST_ON_LANES(transpose, pack_transpose,                                                                    \
+                        (const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim, float* to), from,   \
+                        stride, rows, dim, to)                                                                        \
+  ELECTRA_FAST_ON_LANES(unpack, store_rows,                                                                           \
+                        (const float* from, std::int64_t rows, std::int64_t dim, const float* factors,                \
+                         std::int64_t factor_stride, T* to, std::int64_t stride),                                     \
+                        from, rows, dim, factors, factor_stride, to, stride)
 ELECTRA_FAST_PACKING(float)
 ELECTRA_FAST_PACKING(bfloat16)
 #undef ELECTRA_FAST_PACKING
+#undef ELECTRA_FAST_ON_LANES
 
 // --- Rows of scores: `columns` is a multiple of 16; columns past the keys hold -infinity ---
 

@@ -2,7 +2,6 @@
 
 #include <cstring>
 
-#include "cpu.h"
 #include "lanes.h"
 #include "philox.h"
 
@@ -66,7 +65,7 @@ __attribute__((target("avx512f"))) void draw_avx512(std::uint64_t seed, std::uin
 void draw(std::uint64_t seed, std::uint32_t first_block, std::int64_t blocks, std::uint64_t row_id,
           std::uint32_t stream, std::uint32_t* words) {
 #if defined(ELECTRA_FAST_SHUFFLES) && defined(__x86_64__)
-  if (has_avx512()) return draw_avx512(seed, first_block, blocks, row_id, stream, words);
+  if (is_wide()) return draw_avx512(seed, first_block, blocks, row_id, stream, words);
 #endif
   draw_plain(seed, first_block, blocks, row_id, stream, words);
 }
