@@ -104,23 +104,28 @@ def select(operator: str, tensor: Tensor) -> str:
         if requested != "reference":
             _require(operator, requested, tensor)
         return requested
-    default = _default_kernel(tensor.device)
+    return _default(operator, tensor.device, tensor.dtype)
+
+
+@functools.cache  # a microsecond on the way of every call; it warns when it is first asked
+def _default(operator: str, device: torch.device, dtype: torch.dtype) -> str:
+    default = _default_kernel(device)
     if default is None or default not in _KERNELS[operator]:
         return "reference"
-    missing = _missing(default, tensor.device)
-    if missing is None and tensor.dtype not in _KERNELS[operator][default]:
-        missing = f"it does not take {tensor.dtype}"
-    if missing is not None:
-        _say_once(f"{operator} runs its plain PyTorch reference instead of the {default} backend: {missing}")
-        return "reference"
-    return default
+    reason = missing(operator, default, device, dtype)
+    if reason is None:
+        return default
+    message = f"{operator} runs its plain PyTorch reference instead of the {default} backend: {reason}"
+    warnings.warn(message, RuntimeWarning, stacklevel=6)  # the line that called the operator
+    return "reference"
 
 
 def requested_backend() -> str | None:
     """What `use_backend` or else ELECTRA_FAST_BACKEND asks for; None leaves the choice to us."""
     if _choice.backend is not None:
         return _choice.backend
-    requested = os.environ.get("ELECTRA_FAST_BACKEND") or None
+    # `in` first: `get` raises and catches where it is unset, which costs more than all else here.
+    requested = (os.environ["ELECTRA_FAST_BACKEND"] or None) if "ELECTRA_FAST_BACKEND" in os.environ else None
     if requested is not None:
         _check_name(requested, "ELECTRA_FAST_BACKEND")
     return requested
@@ -223,8 +228,3 @@ def _triton_error() -> str | None:
 @functools.cache
 def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=6)  # the line that called the operator

@@ -63,10 +63,10 @@ def register(
             return custom_op(*args)
         requires_grad = False
         for value in args:
-            if type(value) is Tensor or type(value) is torch.nn.Parameter:
+            if isinstance(value, Tensor):
+                if type(value) is not Tensor and type(value) is not torch.nn.Parameter:
+                    return custom_op(*args)  # a subclass, which may want to know
                 requires_grad |= value.requires_grad
-            elif isinstance(value, Tensor):
-                return custom_op(*args)  # a subclass, which may want to know
         backend = select(operator, args[0])
         if requires_grad and function is not None and torch.is_grad_enabled():
             return function.apply(*args, backend)
