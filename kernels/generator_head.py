@@ -36,7 +36,7 @@ _MEASURE = {2: Launch(128, 128, 64, 8, 2), 4: Launch(64, 128, 32, 8, 2)}
 _FINISH = {2: Launch(2, 128, 32, 4, 1), 4: Launch(2, 128, 32, 4, 1)}
 # The sums [block, E] and [rows, E] stay in registers beside a tile of logits: 32 each, at E = 128.
 _D_WEIGHT = {2: Launch(32, 64, 32, 8, 2), 4: Launch(32, 32, 32, 4, 1)}
-_D_HIDDEN = {2: Launch(64, 32, 64, 8, 2), 4: Launch(64, 32, 32, 8, 1)}
+_D_HIDDEN = {2: Launch(64, 32, 64, 8, 1), 4: Launch(64, 32, 32, 8, 1)}
 _SLICE = 128  # elements of E that one program of the backward sums; 256 do not fit the registers. Each slice makes the
 # logits once more, which is why E > 256 has a rival.
 _SPLITS = 8  # parts of the vocabulary that d_hidden is summed by, since 64 rows a program fill too few processors
