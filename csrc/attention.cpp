@@ -135,31 +135,36 @@ void drop(float* probabilities, const std::uint32_t* words, std::uint32_t last_d
 }
 
 // One row of the backward pass: `scores` becomes the dropped probabilities, `d_scores`, which holds the gradients of
-// these, becomes the gradients of the scores.
+// these, becomes the gradients of the scores. Probabilities share the rounding of `lse`, so their sum is not quite 1;
+// where it counts, in the difference, it is divided out.
 ELECTRA_FAST_CLONES
 void differentiate(float* scores, float* d_scores, const std::uint32_t* words, std::uint32_t last_dropped,
                    float keep_scale, float lse, std::int64_t columns, float* probabilities) {
-  float sum = 0.0F;
-#pragma omp simd reduction(+ : sum)
+  float sum = 0.0F, total = 0.0F;
+#pragma omp simd reduction(+ : sum, total)
   for (std::int64_t j = 0; j < columns; ++j) {
     probabilities[j] = exp(scores[j] - lse);
     scores[j] = words[j] <= last_dropped ? 0.0F : probabilities[j] * keep_scale;
     d_scores[j] *= scores[j];
     sum += d_scores[j];
+    total += probabilities[j];
   }
-  for (std::int64_t j = 0; j < columns; ++j) d_scores[j] -= probabilities[j] * sum;
+  const float mean = sum / total;
+  for (std::int64_t j = 0; j < columns; ++j) d_scores[j] -= probabilities[j] * mean;
 }
 
 ELECTRA_FAST_CLONES
 void differentiate(float* scores, float* d_scores, float lse, std::int64_t columns) {
-  float sum = 0.0F;
-#pragma omp simd reduction(+ : sum)
+  float sum = 0.0F, total = 0.0F;
+#pragma omp simd reduction(+ : sum, total)
   for (std::int64_t j = 0; j < columns; ++j) {
     scores[j] = exp(scores[j] - lse);
     d_scores[j] *= scores[j];
     sum += d_scores[j];
+    total += scores[j];
   }
-  for (std::int64_t j = 0; j < columns; ++j) d_scores[j] -= scores[j] * sum;
+  const float mean = sum / total;
+  for (std::int64_t j = 0; j < columns; ++j) d_scores[j] -= scores[j] * mean;
 }
 
 // --- Work and workspace ---

@@ -116,7 +116,9 @@ def varlen_attention_backward_reference(
     if p > 0:
         kept = _kept(padded, q.shape[1], seed, row_ids, p, stream).to(probabilities.dtype)
         dropped, d_probabilities = probabilities * kept, d_probabilities * kept
-    expected = (probabilities * d_probabilities).sum(-1, keepdim=True)
+    # Probabilities share the rounding of lse, so their sum is not quite 1; where it counts it is divided out.
+    total = probabilities.sum(-1, keepdim=True).clamp(min=torch.finfo(lse.dtype).tiny)
+    expected = (probabilities * d_probabilities).sum(-1, keepdim=True) / total
     d_scores = probabilities * (d_probabilities - expected) * scale
     return (
         padded.flatten(d_scores @ key, q.dtype),
