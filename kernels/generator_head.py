@@ -34,8 +34,8 @@ class Launch(NamedTuple):
 _MEASURE = {2: Launch(128, 128, 64, 8, 2), 4: Launch(64, 128, 32, 8, 2)}
 # The vocabulary's tile must be that of _MEASURE. Two rows: each gathers a tile of its own.
 _FINISH = {2: Launch(2, 128, 32, 4, 1), 4: Launch(2, 128, 32, 4, 1)}
-# The sums [block, slice] and [rows, slice] stay in registers beside a tile of logits. Tiles of twice the size spill on one
-# target or another.
+# The sums [block, slice] and [rows, slice] stay in registers beside a tile of logits. Tiles of twice the size spill on
+# one target or another.
 _D_WEIGHT = {2: Launch(32, 64, 32, 8, 2), 4: Launch(32, 32, 32, 4, 1)}
 _D_HIDDEN = {2: Launch(32, 32, 64, 4, 2), 4: Launch(64, 32, 32, 8, 1)}
 _SLICE = 128  # elements of E that one program of the backward sums; 256 do not fit the registers. Each slice makes the
