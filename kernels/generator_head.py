@@ -34,12 +34,13 @@ class Launch(NamedTuple):
 _MEASURE = {2: Launch(128, 128, 64, 8, 2), 4: Launch(64, 128, 32, 8, 2)}
 # The vocabulary's tile must be that of _MEASURE. Two rows: each gathers a tile of its own.
 _FINISH = {2: Launch(2, 128, 32, 4, 1), 4: Launch(2, 128, 32, 4, 1)}
-# The sums [block, E] and [rows, E] stay in registers beside a tile of logits: 32 each, at E = 128.
+# The sums [block, slice] and [rows, slice] stay in registers beside a tile of logits. Tiles of twice the size spill on
+# one target or another.
 _D_WEIGHT = {2: Launch(32, 64, 32, 8, 2), 4: Launch(32, 32, 32, 4, 1)}
-_D_HIDDEN = {2: Launch(64, 32, 64, 8, 1), 4: Launch(64, 32, 32, 8, 1)}
+_D_HIDDEN = {2: Launch(32, 32, 64, 4, 2), 4: Launch(64, 32, 32, 8, 1)}
 _SLICE = 128  # elements of E that one program of the backward sums; 256 do not fit the registers. Each slice makes the
 # logits once more, which is why E > 256 has a rival.
-_SPLITS = 8  # parts of the vocabulary that d_hidden is summed by, since 64 rows a program fill too few processors
+_SPLITS = 8  # parts of the vocabulary that d_hidden is summed by, since row blocks alone are too few programs
 
 
 @triton.jit
