@@ -47,8 +47,8 @@ def cases() -> list[Case]:
         _case(name, kernel, table[4 if dtype == "fp32" else 2, dim], dtype, dim, dropout)
         for name, kernel, table in (
             ("forward", kernels.forward_kernel, kernels._FORWARD),
-            ("dq", kernels.dq_kernel, kernels._BACKWARD),
-            ("dkdv", kernels.dkdv_kernel, kernels._BACKWARD),
+            ("dq", kernels.dq_kernel, kernels._DQ),
+            ("dkdv", kernels.dkdv_kernel, kernels._DKDV),
         )
         for dtype, dim, dropout in rows
     ]
