@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -196,15 +197,15 @@ def _compile_job(job: tuple[str, int, str]) -> Row:
         return Row(room, case.name, target, 0, 0, 0, 0, 0, 0, 0.0, [problem])
 
 
-def compile_all(chosen: list[str], targets: list[str]) -> list[Row]:
-    """Every case of these rooms for these targets, on all cores."""
-    jobs = [
-        (room, index, target)
-        for room in chosen
-        for index, case in enumerate(load(room))
-        for target in targets
-        if target in case.targets
-    ]
+def compile_all(chosen: list[str], targets: list[str], *, quick: bool = False) -> list[Row]:
+    """Every case of these rooms for these targets, on all cores; `quick`: the first case of each kernel."""
+    jobs = []
+    for room, target in itertools.product(chosen, targets):
+        seen = set()
+        for index, case in enumerate(load(room)):
+            if target in case.targets and not (quick and case.kernel.fn.__name__ in seen):
+                seen.add(case.kernel.fn.__name__)
+                jobs.append((room, index, target))
     # Forked, so that no worker imports PyTorch and Triton again.
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("fork")) as pool:
         return list(pool.map(_compile_job, jobs))
@@ -236,9 +237,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"default all: {' '.join(rooms())}")
     parser.add_argument("--targets", nargs="+", default=TARGETS, choices=TARGETS)
     parser.add_argument("--json", action="store_true", help="print rows as JSON")
+    parser.add_argument("--quick", action="store_true", help="each kernel once instead of each row of its launch table")
     options = parser.parse_args(arguments)
     os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it when it is first imported, which comes now
-    rows = compile_all(options.rooms or rooms(), options.targets)
+    rows = compile_all(options.rooms or rooms(), options.targets, quick=options.quick)
     print(json.dumps([asdict(row) for row in rows]) if options.json else format_table(rows))
     return int(any(row.problems for row in rows))
 
