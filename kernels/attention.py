@@ -41,7 +41,7 @@ _FORWARD = {
 _DQ = {  # two operands stay through the loop
     (2, 64): _Launch(64, 32, 4, 1),
     (2, 128): _Launch(32, 32, 4, 1),
-    (4, 64): _Launch(16, 16, 8, 1),
+    (4, 64): _Launch(16, 16, 4, 1),
     (4, 128): _Launch(16, 16, 8, 1),
 }
 _DKDV = {  # and two accumulators
