@@ -124,20 +124,22 @@ ELECTRA_FAST_INLINE void backward_rows(const EmbeddingLayerNormBackward& call, s
     }
     const GradientMeans means =
         gradient_means(width, upstream, x_hat, weight, sums_affine ? sums : nullptr, sums + width);
+    // A single column is constant: no gradient, where 1 / sqrt(eps) would multiply what rounding leaves.
+    const float rstd = width > 1 ? moments.rstd : 0.0F;
     T* out = dx + token * width;
     if (sums_types) {
       const std::int64_t type = rows.token_type_ids ? rows.token_type_ids[token] : 0;
       float* type_sum = sums + (2 + type) * width;
 #pragma omp simd
       for (std::int64_t i = 0; i < width; ++i) {
-        const float value = gradient(upstream[i], x_hat[i], weight[i], means, moments.rstd);
+        const float value = gradient(upstream[i], x_hat[i], weight[i], means, rstd);
         store(out + i, value);
         type_sum[i] += value;
       }
     } else {
 #pragma omp simd
       for (std::int64_t i = 0; i < width; ++i) {
-        store(out + i, gradient(upstream[i], x_hat[i], weight[i], means, moments.rstd));
+        store(out + i, gradient(upstream[i], x_hat[i], weight[i], means, rstd));
       }
     }
   }

@@ -7,6 +7,7 @@
 // a sanitizer runs: the loader asks before the sanitizer is ready.
 #if !defined(ELECTRA_FAST_NO_CLONES) && defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && \
     ((defined(__GNUC__) && !defined(__clang__)) || (defined(__clang__) && __clang_major__ >= 15))
+#define ELECTRA_FAST_HAS_CLONES
 #define ELECTRA_FAST_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define ELECTRA_FAST_CLONES

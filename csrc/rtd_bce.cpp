@@ -57,8 +57,8 @@ ELECTRA_FAST_INLINE BlockSums run_block(const T* logits, const std::uint8_t* is_
   float scores[kBlock], losses[kBlock];
   std::int32_t labels[kBlock], weights[kBlock];
   for (std::int64_t i = 0; i < n; ++i) scores[i] = load(logits + i);
-  for (std::int64_t i = 0; i < n; ++i) labels[i] = is_replaced[i];
-  for (std::int64_t i = 0; i < n; ++i) weights[i] = mask[i];
+  for (std::int64_t i = 0; i < n; ++i) labels[i] = is_replaced[i] != 0;
+  for (std::int64_t i = 0; i < n; ++i) weights[i] = mask[i] != 0;
 
   std::int32_t count = 0, replaced = 0, predicted = 0, true_positives = 0;
 #pragma omp simd reduction(+ : count, replaced, predicted, true_positives)

@@ -235,6 +235,8 @@ def backward_kernel(
         )
         b_mean = tl.load(p_stats + o_token, mask=m_token, other=0.0)
         b_rstd = tl.load(p_stats + num_tokens + o_token, mask=m_token, other=0.0)
+        # A single column is constant: no gradient, where 1 / sqrt(eps) would multiply what rounding leaves.
+        b_rstd = tl.where(width > 1, b_rstd, 0.0)
         b_x_hat = tl.where(m_tile, (b_rows - b_mean[:, None]) * b_rstd[:, None], 0.0)
         if WRITES_DX:
             b_dx = standardise_backward(b_dy, b_x_hat, b_weight, b_rstd, width)
@@ -473,17 +475,16 @@ def embedding_layer_norm_backward_triton(
         sum_blocks_kernel[(triton.cdiv(4 * width, _SUM_COLUMNS),)](
             sums, total, num_blocks, 4 * width, BLOCKS=_JOINED, COLUMNS=_SUM_COLUMNS, num_warps=_WARPS
         )
-        nothing = word.new_empty(0)
-        dtoken_type = nothing
+        dtoken_type = word.new_empty(0)
         if needs_type and few_types:
             dtoken_type = total[2 : 2 + token_type.shape[0]].to(word.dtype, copy=True)
         elif needs_type:
             types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             dtoken_type = _table_gradient(dx, types, token_type)
         return (
-            _table_gradient(dx, input_ids, word, padding_idx) if needs_word else nothing,
+            _table_gradient(dx, input_ids, word, padding_idx) if needs_word else word.new_empty(0),
             dtoken_type,
-            _table_gradient(dx, position_ids, position) if needs_position else nothing.clone(),
+            _table_gradient(dx, position_ids, position) if needs_position else word.new_empty(0),
             total[0].clone() if needs_weight else weight.new_empty(0),
             total[1].clone() if needs_bias else weight.new_empty(0),
         )

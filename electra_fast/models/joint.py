@@ -152,8 +152,8 @@ class ElectraForJointPreTraining(nn.Module):
             token_type_ids: int64, the shape of input_ids; None: zeros.
             sequence_ids: int64 [B], names each sequence for the random numbers, so that the same text gets the same
                 masks whatever batch it lands in; None: 0..B-1.
-            seed: of the sampling and the dropout; None draws one from torch's default generator. The attention's
-                dropout uses that generator.
+            seed: of the sampling and the dropout; None draws one from torch's default generator. Where a vendor's
+                kernel attends, its dropout uses that generator (see `electra_fast.attention`).
             mask_seed: of the masking; None: splitmix64(seed).
             cu_seqlens: int32 or int64 [B + 1], sequence boundaries of packed input.
             num_masked: slots M for masked positions; None: enough for every sequence.

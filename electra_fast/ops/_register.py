@@ -41,7 +41,7 @@ def register(
 
     A custom op costs 14 us a call, 20 with autograd (torch 2.13, CPU), and nothing in eager mode needs it: a plain
     `autograd.Function` around the implementation costs a third. The custom op is called only if something watches: the
-    compiler, a dispatch mode, a functorch transform or a tensor subclass.
+    compiler, a dispatch mode, a functorch transform (vmap works, `torch.func.grad` does not) or a tensor subclass.
     """
     schema = torch.library.infer_schema(implementations["reference"], mutates_args=())
     if check_values is not None:
@@ -64,8 +64,8 @@ def register(
         requires_grad = False
         for value in args:
             if isinstance(value, Tensor):
-                if type(value) is not Tensor and type(value) is not torch.nn.Parameter:
-                    return custom_op(*args)  # a subclass, which may want to know
+                if (type(value) is not Tensor and type(value) is not torch.nn.Parameter) or value.is_neg():
+                    return custom_op(*args)  # a subclass may want to know; the dispatcher resolves the sign of a view
                 requires_grad |= value.requires_grad
         backend = select(operator, args[0])
         if requires_grad and function is not None and torch.is_grad_enabled():

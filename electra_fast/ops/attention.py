@@ -399,7 +399,7 @@ def varlen_attention(
         q,
         k,
         v,
-        cu_seqlens,
+        cu_seqlens.contiguous(),
         as_seed(seed, device) if p > 0 else None,
         row_ids,
         max_seqlen,

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "attention.h"
 #include "embedding.h"
-#include "gelu.h"
 #include "generator_head.h"
 #include "layer_norm.h"
 #include "masking_sampling.h"
@@ -226,7 +226,8 @@ void run_head_rows() {
     call.logits = outputs.make<float>(rows * vocab);
     std::copy(logits.begin(), logits.end(), call.logits);
     call.nll = has_nll ? outputs.make<float>(rows) : nullptr;
-    call.lse = has_nll ? outputs.make<float>(rows) : nullptr;
+    call.largest = has_nll ? outputs.make<float>(rows) : nullptr;
+    call.log_total = has_nll ? outputs.make<float>(rows) : nullptr;
     call.sampled_ids = has_sample ? outputs.make<std::int64_t>(rows) : nullptr;
     call.argmax_ids = has_argmax ? outputs.make<std::int64_t>(rows) : nullptr;
     call.partial_sums = partial.data();
@@ -271,25 +272,6 @@ void run_rtd_bce() {
     for (std::int64_t bin = 0; bin < 2 * kHistogramBins; ++bin) binned += call.histogram[bin];
     require(std::equal(counts, counts + 5, call.counts), "rtd_bce: counts");
     require(binned == counts[0], "rtd_bce: histogram");
-  });
-}
-
-template <class T>
-void run_bias_gelu() {
-  const std::int64_t rows = a_size(400), width = a_size(1500);
-  const auto x = floats<T>(rows * width), dy = floats<T>(rows * width);
-  const auto bias = floats<float>(width);
-  check_threads("bias_gelu", [&](Outputs& outputs, int threads) {
-    const BiasGELU<T> call{x.data(), bias.data(), rows, width, outputs.make<T>(rows * width)};
-    bias_gelu(call, threads);
-    for (std::int64_t i = 0; i < rows * width; ++i) {
-      const double u = load(&x[static_cast<std::size_t>(i)]) + bias[static_cast<std::size_t>(i % width)];
-      const double expected = 0.5 * u * std::erfc(-u / std::sqrt(2.0));
-      require(std::fabs(load(call.y + i) - expected) <= (sizeof(T) == 2 ? 5e-3 : 1e-6) * (1.0 + std::fabs(u)), "gelu");
-    }
-    bias_gelu_backward(BiasGELUBackward<T>{dy.data(), x.data(), bias.data(), rows, width,
-                                           outputs.make<T>(rows * width), outputs.make<float>(width)},
-                       threads);
   });
 }
 
@@ -385,6 +367,48 @@ void run_embedding() {
   });
 }
 
+template <class T>
+void run_attention() {
+  const std::int64_t heads = integer(1, 3), head_dim = integer(1, coin() ? 80 : 9);
+  std::vector<std::int64_t> cu_seqlens{0};
+  for (std::int64_t n = integer(0, 5); n > 0; --n) cu_seqlens.push_back(cu_seqlens.back() + a_size(90));
+  const std::int64_t tokens = cu_seqlens.back() + a_size(5), size = tokens * heads * head_dim;
+  const auto q = floats<T>(size, 1.0F), k = floats<T>(size, 1.0F), v = floats<T>(size), d_out = floats<T>(size);
+  auto row_ids = integers(tokens, INT64_MIN, INT64_MAX);
+  const std::int64_t stride = heads * head_dim;
+  const Dropout dropout = a_dropout();
+  const bool drops = coin();
+  const Attention<T> call{{q.data(), stride, head_dim},
+                          {k.data(), stride, head_dim},
+                          {v.data(), stride, head_dim},
+                          cu_seqlens.data(),
+                          or_null(row_ids, coin()),
+                          tokens,
+                          static_cast<std::int64_t>(cu_seqlens.size()) - 1,
+                          heads,
+                          head_dim,
+                          0.2F,
+                          drops ? std::uint64_t{dropout.last_dropped} + 1 : 0,
+                          dropout.scale,
+                          static_cast<std::int64_t>(dropout.seed),
+                          dropout.stream};
+  check_threads("attention", [&](Outputs& outputs, int threads) {
+    T* const out = outputs.make<T>(size);
+    float* const lse = outputs.make<float>(heads * tokens);
+    attention(call, Heads<T>{out, stride, head_dim}, lse, threads);
+    // The tail belongs to no sequence; a sequence's outputs are means of its values, unless dropout scales them.
+    for (std::int64_t i = cu_seqlens.back() * stride; i < size; ++i) require(load(out + i) == 0.0F, "attention: tail");
+    float largest = 0.0F;
+    for (std::int64_t i = 0; i < size; ++i) largest = std::max(largest, std::fabs(load(&v[i])));
+    for (std::int64_t i = 0; i < size && !drops; ++i) require(std::fabs(load(out + i)) <= 1.01F * largest, "attention");
+    T* const dq = outputs.make<T>(size);
+    T* const dk = outputs.make<T>(size);
+    T* const dv = outputs.make<T>(size);
+    attention_backward(call, lse, Heads<const T>{d_out.data(), stride, head_dim}, Heads<T>{dq, stride, head_dim},
+                       Heads<T>{dk, stride, head_dim}, Heads<T>{dv, stride, head_dim}, threads);
+  });
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -401,13 +425,13 @@ int main(int count, char** arguments) {
       run_head_rows,
       run_rtd_bce<float>,
       run_rtd_bce<bfloat16>,
-      run_bias_gelu<float>,
-      run_bias_gelu<bfloat16>,
       run_layer_norm<float, float>,
       run_layer_norm<bfloat16, float>,
       run_layer_norm<bfloat16, bfloat16>,
       run_embedding<float>,
       run_embedding<bfloat16>,
+      run_attention<float>,
+      run_attention<bfloat16>,
   };
   const int rounds = std::atoi(arguments[2]);
   for (int round = 0; round < rounds; ++round) {

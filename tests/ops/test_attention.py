@@ -420,3 +420,13 @@ def test_the_reference_is_what_runs_on_float64():
         *doubles.values(), arguments["cu_seqlens"], None, None, 4, 0.0, 0, 0.5
     )
     assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_boundaries(backend, rng_seed):
+    q = torch.randn(9, 2, 8, device=backend.device)
+    spread = torch.tensor([0, 9, 5, 9, 9, 0], device=backend.device)[::2][:3]
+    with ops.use_backend(backend.name):
+        ours = ops.varlen_attention(q, q, q, spread, 5)
+        expected = ops.varlen_attention(q, q, q, spread.contiguous(), 5)
+    assert torch.equal(ours, expected)

@@ -423,3 +423,25 @@ def test_kernels_clamp_ids_that_nobody_checked(backend, rng_seed):
 
     for ours, same in zip(both(wild), both(clamped), strict=True):
         assert torch.equal(ours, same)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_single_column_is_constant_and_has_no_gradient(backend, rng_seed):
+    call = make_inputs(tokens=40, width=1, words=7, device=backend.device)
+    with ops.use_backend(backend.name):
+        results = run(call, torch.randn(40, 1))
+    for name, gradient in zip(NAMES[:3], results[1:4], strict=True):
+        assert not gradient.any(), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_frozen_tables_compiled(backend, rng_seed):
+    call = make_inputs(tokens=9, width=16, words=7, device=backend.device)
+    call |= {name: call[name].detach() for name in NAMES[:3]}
+    compiled = torch.compile(ops.embedding_layer_norm, fullgraph=True, backend="aot_eager")
+    wrt, upstream = [call[name] for name in NAMES[3:]], torch.randn(9, 16, device=backend.device)
+    with ops.use_backend(backend.name):
+        ours = torch.autograd.grad(compiled(**call), wrt, upstream)
+        eager = torch.autograd.grad(ops.embedding_layer_norm(**call), wrt, upstream)
+    for got, expected in zip(ours, eager, strict=True):
+        assert torch.equal(got, expected)

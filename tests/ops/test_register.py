@@ -138,3 +138,8 @@ def test_tensor_subclasses_go_through_the_dispatcher(inputs):
     x, weight = inputs
     forward_op(x.detach().as_subclass(Watched), weight.detach(), 2.0)
     assert any("test_scaled" in name for name in Watched.seen)
+
+
+def test_a_view_of_the_other_sign_is_resolved(rng_seed):
+    x, weight, bias = torch.randn(4, 8), torch.ones(8), torch.zeros(8)
+    assert torch.equal(ops.layer_norm(torch._neg_view(x), weight, bias), ops.layer_norm(-x, weight, bias))

@@ -275,3 +275,14 @@ def test_bad_input_is_named():
         ops.rtd_bce(logits, flags, flags.to("meta"))
     with pytest.raises(TypeError, match="logits"):
         ops.rtd_bce(flags, flags, flags)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_byte_but_0_is_true(backend, rng_seed):
+    logits = torch.randn(300, device=backend.device)
+    bits = torch.randint(0, 2, (2, 300), device=backend.device, dtype=torch.uint8)
+    odd = (bits * torch.randint(1, 256, (2, 300), device=backend.device)).to(torch.uint8).view(torch.bool)
+    with ops.use_backend(backend.name):
+        ours, expected = ops.rtd_bce(logits, *odd), ops.rtd_bce(logits, *bits.bool())
+    for got, expect in zip(ours, expected, strict=True):
+        assert torch.equal(got, expect)

@@ -98,12 +98,17 @@ def embedding_layer_norm(inputs: Inputs) -> tuple[Tensor, ...]:
     return with_gradients(embed, *(inputs.floats(*size) for size in sizes))
 
 
-def bias_gelu(inputs: Inputs) -> tuple[Tensor, ...]:
-    return with_gradients(ops.bias_gelu, inputs.floats(900, 300), inputs.floats(300))
+def varlen_attention(inputs: Inputs) -> tuple[Tensor, ...]:
+    cu_seqlens = torch.tensor([0, 130, 131, 300], dtype=torch.int32)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ops.varlen_attention(q, k, v, cu_seqlens, 169, p=0.1, seed=6)
+
+    return with_gradients(attend, *(inputs.floats(301, 4, 64) for _ in range(3)))
 
 
 OPERATORS = [mask_tokens, sample_tokens, corrupt_tokens, rtd_bce, dropout_add_layer_norm, embedding_layer_norm]
-OPERATORS += [bias_gelu]
+OPERATORS += [varlen_attention]
 # Its matrix products are PyTorch's, whose bits may depend on the number of threads.
 WITH_PRODUCTS = [linear_cross_entropy_sample]
 
