@@ -91,7 +91,7 @@ def _fixed_inputs() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _an_allocator_that_has_seen_a_training_step() -> None:
-    """Freeing one large block makes glibc keep later ones: else each call of every contestant pays fresh page faults."""
+    """Freeing a large block makes glibc keep later ones: else each call of every contestant pays for page faults."""
     torch.empty(31 << 20, dtype=torch.uint8).fill_(0)
 
 
