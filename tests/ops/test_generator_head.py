@@ -187,6 +187,21 @@ def test_gradients_of_one_result_twice_and_of_each_alone(backend, rng_seed):
     assert not out.sampled_ids.requires_grad
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1.0, -0.3])
+def test_gradients_belong_to_whoever_gets_them(backend, scale, rng_seed):
+    x = make_inputs(10, 40, 8, device=backend.device)
+    leaves = leaves_of(x)
+    with ops.use_backend(backend.name):
+        expected = torch.autograd.grad(ops.linear_cross_entropy_sample(**x, seed=1).loss_sum * scale, leaves)
+        loss = ops.linear_cross_entropy_sample(**x, seed=1).loss_sum * scale
+        torch.autograd.grad(loss, x["hidden"], retain_graph=True)[0].zero_()
+        for _ in range(3):  # .grad keeps what it gets first, and adds the rest to it
+            loss.backward(retain_graph=True)
+    for leaf, gradient in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(leaf.grad, 3 * gradient)
+
+
 def test_gradcheck_of_the_reference():
     x = make_inputs(4, 7, 3, torch.float64)
     x["weights"][0] = 0.0
