@@ -134,7 +134,9 @@ def gradient_kernel(
     b_labels = load_labels(p_labels, o_row, m_row, vocab_size)
     b_largest, b_log_total = tl.load(p_largest + o_row), tl.load(p_log_total + o_row)
     b_gradient = make_gradient(b_logits, b_largest, b_log_total, b_labels, tl.load(p_coefficients + o_row), o_token)
-    tl.store(p_logits + o_row[:, None] * vocab_size + o_token[None, :], b_gradient, mask=(o_token < vocab_size)[None, :])
+    tl.store(
+        p_logits + o_row[:, None] * vocab_size + o_token[None, :], b_gradient, mask=(o_token < vocab_size)[None, :]
+    )
 
 
 def forward(

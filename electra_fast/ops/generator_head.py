@@ -39,9 +39,9 @@ class GeneratorSampleWithArgmax(NamedTuple):
     argmax_ids: Tensor  # int64 [M]
 
 
-# What multiplies on the device, by the bytes of an element and the largest E: "fused" keeps logits on the chip and makes
-# them once more for each 128 elements of E in the backward pass, "chunks" goes through PyTorch's matrix products. Above
-# 256 by that count of operations: no GPU has measured it yet.
+# Who multiplies on the device, by the bytes of an element and the largest E. "fused" keeps logits on the chip and makes
+# them once more for each 128 elements of E in the backward pass; "chunks" goes through PyTorch's matrix products. Above
+# 256 the latter, by that count of operations: no GPU has measured it yet.
 _PATHS = {2: ((256, "fused"), (math.inf, "chunks")), 4: ((256, "fused"), (math.inf, "chunks"))}
 
 Gradients = tuple[Tensor, Tensor, Tensor]  # of hidden, weight, bias, in their dtypes

@@ -478,3 +478,36 @@ def test_bad_input_is_named():
     one = make_inputs(2, 1, 8)
     with pytest.raises(ValueError, match="disallow_correct"):
         ops.linear_cross_entropy_sample(**one, seed=0, disallow_correct=True)
+
+
+# One tile and a bit, several tiles, each with widths above a slice of the fused kernel; ELECTRA's vocabulary on a GPU.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize(("rows", "vocab_size", "width"), [(7, 257, 264), (5, 600, 768), (600, 30522, 264)])
+@pytest.mark.parametrize("backend", KERNELS[1:])
+def test_fused_and_chunked_kernels_agree(backend, rows, vocab_size, width, dtype, rng_seed, monkeypatch):
+    if backend.interpreted and (vocab_size > 600 or (dtype != torch.float32 and width > 264 and not ALL)):
+        pytest.skip("takes the interpreter too long")
+    from electra_fast.kernels import generator_head_chunks
+
+    monkeypatch.setattr(generator_head_chunks, "_CHUNK", 3 if backend.interpreted else 256)
+    x = make_inputs(rows, vocab_size, width, dtype, backend.device)
+    d_nll = torch.randn(rows, device=backend.device)
+    x["weights"].fill_(1.0)
+    logits = F.linear(*(x[name].double().cpu() for name in ("hidden", "weight", "bias"))).numpy()
+    uniform = uniform53(rng_seed, 0, np.arange(rows))
+    labels = x["labels"].cpu().numpy()
+    for path in ("fused", "chunks"):
+        monkeypatch.setattr(generator_head, "_PATHS", dict.fromkeys((2, 4), ((math.inf, path),)))
+        check_against_float64(backend, x, 0.7, d_nll)
+        for temperature, disallow in ((1.0, False), (0.7, True)):
+            with ops.use_backend(backend.name), torch.no_grad():
+                out = ops.linear_cross_entropy_sample_with_argmax(
+                    **x, seed=rng_seed, temperature=temperature, disallow_correct=disallow
+                )
+            expected, distance = inverse_cdf(logits, temperature, labels if disallow else None, uniform)
+            # Both paths round logits of `width` products differently: each may differ where u is this near to a step.
+            clear = distance > 2e-6
+            assert np.array_equal(out.sampled_ids.cpu().numpy()[clear], expected[clear])
+            top = np.sort(logits, axis=1)[:, -2:]
+            clear = top[:, 1] - top[:, 0] > 1e-5
+            assert np.array_equal(out.argmax_ids.cpu().numpy()[clear], logits.argmax(1)[clear])
