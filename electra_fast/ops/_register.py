@@ -59,7 +59,7 @@ def register(
         function = _eager_function(name, implementations, setup_context, backward)
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or _is_watched():
+        if torch.compiler.is_compiling() or is_watched():
             return custom_op(*args)
         requires_grad = False
         for value in args:
@@ -127,5 +127,6 @@ def _eager_function(
     return type(f"{name}_eager", (torch.autograd.Function,), members)
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
+    """Whether a dispatch mode or a functorch transform sees what is called."""
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None

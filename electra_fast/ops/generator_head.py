@@ -11,7 +11,7 @@ from torch import Tensor
 
 from electra_fast.ops import _backends
 from electra_fast.ops._checks import check_tensor
-from electra_fast.ops._register import register
+from electra_fast.ops._register import is_watched, register
 from electra_fast.ops.masking_sampling import contiguous, inverse_of, sample_tokens_reference
 from electra_fast.ops.random import as_seed, check_stream
 
@@ -38,6 +38,11 @@ class GeneratorSampleWithArgmax(NamedTuple):
     sampled_ids: Tensor
     argmax_ids: Tensor  # int64 [M]
 
+
+# Who multiplies on the device, by the bytes of an element and the largest E. "fused" keeps logits on the chip and makes
+# them once more for each 128 elements of E in the backward pass; "chunks" goes through PyTorch's matrix products. Above
+# 256 the latter, by that count of operations: no GPU has measured it yet.
+_PATHS = {2: ((256, "fused"), (math.inf, "chunks")), 4: ((256, "fused"), (math.inf, "chunks"))}
 
 Gradients = tuple[Tensor, Tensor, Tensor]  # of hidden, weight, bias, in their dtypes
 
@@ -235,8 +240,7 @@ def _forward_triton(
     with_argmax: bool,
     with_gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from electra_fast.kernels import generator_head as kernels
-
+    kernels = _kernels(hidden)
     tensors = tuple(tensor.contiguous() for tensor in (*_multipliable(hidden, weight), bias, labels))
     if hidden.shape[0] == 0:
         nll, lse = hidden.new_empty(0, dtype=torch.float32), hidden.new_empty((2, 0), dtype=torch.float32)
@@ -261,13 +265,19 @@ def _forward_triton(
 def _backward_triton(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, coefficients: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from electra_fast.kernels import generator_head as kernels
-
+    kernels = _kernels(hidden)
     if hidden.shape[0] == 0:
         return torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
     tensors = (*_multipliable(hidden, weight), bias, labels, coefficients.float(), lse)
     d_hidden, d_weight, d_bias = kernels.backward(*(tensor.contiguous() for tensor in tensors))
     return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype), d_bias
+
+
+def _kernels(hidden: Tensor) -> Any:
+    from electra_fast.kernels import generator_head, generator_head_chunks
+
+    path = next(path for width, path in _PATHS[hidden.element_size()] if hidden.shape[1] <= width)
+    return generator_head if path == "fused" else generator_head_chunks
 
 
 def _multipliable(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -320,6 +330,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _, _, sampled_ids, argmax_ids, lse, *gradients = output
     ctx.mark_non_differentiable(sampled_ids, argmax_ids, lse, *gradients)
     ctx.set_materialize_grads(False)
+    if hasattr(ctx, "backend"):  # eager mode, where backward gives these tensors away
+        ctx.gradients, gradients = gradients, []
     ctx.save_for_backward(hidden, weight, bias, labels, weights, lse, *gradients)
 
 
@@ -328,9 +340,14 @@ def _backward(ctx: Any, d_loss_sum: Tensor | None, d_nll: Tensor | None, *_: Any
     others = (None,) * 9
     if d_loss_sum is None and d_nll is None:
         return None, None, None, *others
-    if d_nll is None and gradients[1].numel() > 0:
-        # Not in place: another backward pass through the same graph must find them as they are.
+    if d_nll is None and gradients and gradients[1].numel() > 0:
         return *(gradient * d_loss_sum for gradient in gradients), *others
+    # In eager mode the first pass through the graph takes the gradients and scales them in place, since a copy of the
+    # weight's costs a tenth of the forward pass at 300 rows. Nothing else holds them then, so that whoever gets them
+    # may write to them; a second pass (retain_graph) makes them again.
+    taken = vars(ctx).pop("gradients", None)
+    if d_nll is None and taken is not None and taken[1].numel() > 0 and not is_watched():
+        return *(gradient if d_loss_sum == 1 else gradient.mul_(d_loss_sum) for gradient in taken), *others
     coefficients = torch.zeros_like(weights) if d_loss_sum is None else _used(weights) * d_loss_sum
     if d_nll is not None:
         coefficients = coefficients + d_nll

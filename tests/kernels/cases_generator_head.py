@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from electra_fast.kernels import generator_head as kernels
+from electra_fast.kernels import generator_head_chunks as chunks
 from electra_fast.kernels.generator_head import Launch
+from electra_fast.kernels.sampling import blocks
 from tests.kernels.ahead_of_time import FLOATS, TARGETS, Case
 
 _AMD = tuple(target for target in TARGETS if target.startswith("gfx"))
@@ -29,8 +31,11 @@ _POINTERS = {
     "p_sampled": "*i64",
     "p_coefficients": "*fp32",
     "p_parts": "*fp32",
+    "p_logits": "*fp32",
+    "p_log_total": "*fp32",
 }
 _SCALARS = {
+    "first_row": "i32",
     "num_rows": "i32",
     "vocab_size": "i32",
     "num_tiles": "i32",
@@ -47,6 +52,28 @@ def cases() -> list[Case]:
         for dtype in FLOATS
         for targets, is_amd in ((_NVIDIA, False), (_AMD, True))
         for case in _cases(width, dtype, targets, is_amd)
+    ] + [case for dtype in FLOATS for case in _chunk_cases(dtype)]
+
+
+def _chunk_cases(dtype: str) -> list[Case]:
+    rows, block, tiles = blocks(_VOCAB_SIZE)
+    flags = dict.fromkeys(("HAS_ROW_IDS", "OWN_LAW", "DISALLOW", "HAS_ARGMAX"), True)
+    described = [
+        (chunks.rows_kernel, flags | {"ROWS": rows, "BLOCK": block, "TILES": tiles}, 4 * rows),
+        (chunks.gradient_kernel, {"BLOCK": chunks._BLOCK}, None),
+    ]
+    known = _POINTERS | _SCALARS | {"p_bias": f"*{dtype}", "p_argmax": "*i64"}
+    return [
+        Case(
+            name=f"{kernel.__name__.removesuffix('_kernel')}-of-chunks-{dtype}",
+            kernel=kernel,
+            signature={argument: known[argument] for argument in kernel.arg_names if argument not in constants},
+            constants=constants,
+            options={"num_warps": chunks._WARPS},
+            aligned=tuple(argument for argument in kernel.arg_names if argument.startswith("p_")),
+            philox_elements=philox_elements,
+        )
+        for kernel, constants, philox_elements in described
     ]
 
 
