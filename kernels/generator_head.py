@@ -199,6 +199,7 @@ def finish_kernel(
     b_logits = gather_logits(p_hidden, p_weight, p_bias, o_row, o_token, m_row, vocab_size, E, BLOCK_E)
     if DISALLOW:
         b_labels = tl.load(p_labels + o_row, mask=m_row, other=0)
+        b_labels = tl.minimum(tl.maximum(b_labels, 0), vocab_size - 1)
         b_logits = tl.where(o_token == b_labels[:, None], -float("inf"), b_logits)
     b_token = b_tile * BLOCK + find_in_tile(b_logits, inverse_temperature, b_share)
     tl.store(p_sampled + o_row, b_token.to(tl.int64), mask=m_row)

@@ -399,7 +399,7 @@ def linear_cross_entropy_sample(
         weight: [V, E], the (tied) word embeddings, of hidden's dtype. bias: [V], of any floating dtype.
         labels: int64 [M], the true tokens, in [0, V). On CUDA the range is checked under ELECTRA_FAST_DEBUG=1 only; a
             label outside counts as the nearest token.
-        weights: float32 [M]; 0 for unused slots, whose sample is their own label.
+        weights: float32 [M]; 0 for unused slots, whose sample is their own label. No gradient flows to them.
         temperature: divides the logits of the sample; the loss never sees it.
         disallow_correct: never sample the true token (the original's option); the loss never sees it.
         seed, stream, row_ids: which random numbers to draw, see `electra_fast.ops.random`.
@@ -463,7 +463,7 @@ def _call(
         weight,
         bias,
         labels,
-        weights,
+        weights.detach(),
         as_seed(seed, hidden.device),
         row_ids,
         temperature,
