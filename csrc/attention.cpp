@@ -5,10 +5,10 @@
 #include <memory>
 #include <vector>
 
-#include "draw.h"
 #include "matmul.h"
 #include "parallel.h"
 #include "philox.h"
+#include "rows.h"
 
 namespace electra_fast {
 namespace {
@@ -130,21 +130,21 @@ float exponentials(float* scores, std::int64_t columns, float* max) {
 }
 
 ELECTRA_FAST_CLONES
-void drop(float* probabilities, const std::uint32_t* words, std::uint32_t last_dropped, std::int64_t columns) {
-  for (std::int64_t j = 0; j < columns; ++j) probabilities[j] = words[j] <= last_dropped ? 0.0F : probabilities[j];
+void drop(float* probabilities, const float* factors, std::int64_t columns) {
+  for (std::int64_t j = 0; j < columns; ++j) probabilities[j] *= factors[j];
 }
 
 // One row of the backward pass: `scores` becomes the dropped probabilities, `d_scores`, which holds the gradients of
 // these, becomes the gradients of the scores. Probabilities share the rounding of `lse`, so their sum is not quite 1;
 // where it counts, in the difference, it is divided out.
 ELECTRA_FAST_CLONES
-void differentiate(float* scores, float* d_scores, const std::uint32_t* words, std::uint32_t last_dropped,
-                   float keep_scale, float lse, std::int64_t columns, float* probabilities) {
+void differentiate(float* scores, float* d_scores, const float* factors, float lse, std::int64_t columns,
+                   float* probabilities) {
   float sum = 0.0F, total = 0.0F;
 #pragma omp simd reduction(+ : sum, total)
   for (std::int64_t j = 0; j < columns; ++j) {
     probabilities[j] = exp(scores[j] - lse);
-    scores[j] = words[j] <= last_dropped ? 0.0F : probabilities[j] * keep_scale;
+    scores[j] = probabilities[j] * factors[j];
     d_scores[j] *= scores[j];
     sum += d_scores[j];
     total += probabilities[j];
@@ -239,7 +239,7 @@ class Workspace {
 
 // Sizes for sequences of up to `length` tokens.
 struct Sizes {
-  std::int64_t length, dim, padded_length, padded_dim, score_row, words;
+  std::int64_t length, dim, padded_length, padded_dim, score_row, factors;
 
   Sizes(std::int64_t length, std::int64_t dim)
       : length(length),
@@ -248,21 +248,18 @@ struct Sizes {
         padded_dim(round_up(dim, kLanes)),
         // A power of two would put a column of scores into few sets of the cache.
         score_row(padded_length + kLanes),
-        words(round_up(length, 4 * kDrawBlocks)) {}
+        factors(round_up(length, kDrawn)) {}
 };
 
+// What to multiply the probabilities of one query's keys by: 0, or `scale` where they are kept.
 template <class T>
-struct Dropout {
-  const Attention<T>& call;
-  std::uint32_t last = static_cast<std::uint32_t>(call.drop_below - 1);
-
-  // The words of one query's keys.
-  void draw(std::int64_t token, std::int64_t head, const Sizes& sizes, std::uint32_t* words) const {
-    const std::int64_t row_id = call.row_ids ? call.row_ids[token] : token;
-    electra_fast::draw(static_cast<std::uint64_t>(call.seed), static_cast<std::uint32_t>(head << 14), sizes.words / 4,
-                       static_cast<std::uint64_t>(row_id), call.stream, words);
-  }
-};
+void draw_factors(const Attention<T>& call, float scale, std::int64_t token, std::int64_t head, std::int64_t length,
+                  float* factors) {
+  const Dropout dropout{static_cast<std::uint64_t>(call.seed), call.stream,
+                        static_cast<std::uint32_t>(call.drop_below - 1), scale};
+  draw_factors(dropout, call.row_ids ? call.row_ids[token] : token, length, factors,
+               static_cast<std::uint32_t>(head << 14));
+}
 
 template <class T>
 void zero_tail(const Attention<T>& call, Heads<T> tensor) {
@@ -280,8 +277,7 @@ void hide_padding(float* scores, const Sizes& sizes) {
 // --- Forward ---
 
 struct ForwardSpace {
-  float *k, *v, *q, *scores, *out;
-  std::uint32_t* words;
+  float *k, *v, *q, *scores, *out, *kept;
   std::int64_t used;
 
   ForwardSpace(float* memory, const Sizes& sizes) {
@@ -291,7 +287,7 @@ struct ForwardSpace {
     q = space.take(kQueries * sizes.padded_dim);
     scores = space.take(kQueries * sizes.score_row);
     out = space.take(kQueries * sizes.padded_dim);
-    words = reinterpret_cast<std::uint32_t*>(space.take(sizes.words));
+    kept = space.take(sizes.factors);
     used = space.used();
   }
 };
@@ -310,7 +306,6 @@ void forward_item(const Attention<T>& call, const Item& item, bool is_packed, He
   multiply({item.queries, item.length, sizes.dim, space.q, sizes.padded_dim, 1, space.k, kLanes, sizes.dim * kLanes,
             space.scores, sizes.score_row, false});
 
-  const Dropout<T> dropout{call};
   const float kept = call.drop_below > 0 ? call.keep_scale : 1.0F;
   float factors[kQueries];
   for (std::int64_t i = 0; i < item.queries; ++i) {
@@ -321,8 +316,8 @@ void forward_item(const Attention<T>& call, const Item& item, bool is_packed, He
     factors[i] = kept / sum;
     lse[item.head * call.num_tokens + token + i] = max + std::log(sum);
     if (call.drop_below > 0) {
-      dropout.draw(token + i, item.head, sizes, space.words);
-      drop(scores, space.words, dropout.last, sizes.padded_length);
+      draw_factors(call, 1.0F, token + i, item.head, item.length, space.kept);
+      drop(scores, space.kept, sizes.padded_length);
     }
   }
   multiply({item.queries, sizes.dim, item.length, space.scores, sizes.score_row, 1, space.v, kLanes, item.length * kLanes,
@@ -336,7 +331,7 @@ struct BackwardSpace {
   float *k_transposed, *v_transposed, *k, *dk, *dv;                   // of the sequence
   float *q, *d_out, *scores, *d_scores, *dq;  // of a block of queries
   float* probabilities;                                               // of a query
-  std::uint32_t* words;
+  float* kept;
   std::int64_t used;
 
   BackwardSpace(float* memory, const Sizes& sizes) {
@@ -352,7 +347,7 @@ struct BackwardSpace {
     d_scores = space.take(kQueries * sizes.score_row);
     dq = space.take(kQueries * sizes.padded_dim);
     probabilities = space.take(sizes.padded_length);
-    words = reinterpret_cast<std::uint32_t*>(space.take(sizes.words));
+    kept = space.take(sizes.factors);
     used = space.used();
   }
 };
@@ -368,7 +363,6 @@ void backward_item(const Attention<T>& call, const Item& item, const float* lse,
   transpose(call.v.at(item.begin, item.head), call.v.token_stride, length, dim, space.v_transposed);
   panels(call.k.at(item.begin, item.head), call.k.token_stride, length, dim, space.k);
 
-  const Dropout<T> dropout{call};
   for (std::int64_t query = 0; query < length; query += kQueries) {
     const std::int64_t token = item.begin + query, rows = std::min(kQueries, length - query);
     copy(call.q.at(token, item.head), call.q.token_stride, rows, dim, call.scale, space.q);
@@ -382,9 +376,8 @@ void backward_item(const Attention<T>& call, const Item& item, const float* lse,
       const float row_lse = lse[item.head * call.num_tokens + token + i];
       hide_padding(scores, sizes);
       if (call.drop_below > 0) {
-        dropout.draw(token + i, item.head, sizes, space.words);
-        differentiate(scores, d_scores, space.words, dropout.last, call.keep_scale, row_lse, sizes.padded_length,
-                      space.probabilities);
+        draw_factors(call, call.keep_scale, token + i, item.head, length, space.kept);
+        differentiate(scores, d_scores, space.kept, row_lse, sizes.padded_length, space.probabilities);
       } else {
         differentiate(scores, d_scores, row_lse, sizes.padded_length);
       }

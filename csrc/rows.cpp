@@ -12,12 +12,13 @@ namespace {
 
 constexpr std::uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57, kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
 
-[[maybe_unused]] void draw_portably(const Dropout& dropout, std::int64_t row_id, std::int64_t n, float* factors) {
+[[maybe_unused]] void draw_portably(const Dropout& dropout, std::int64_t row_id, std::int64_t n, float* factors,
+                                    std::uint32_t first_block) {
   constexpr int kCalls = kDrawn / 4;
   for (std::int64_t first = 0; first < n; first += kDrawn) {
     std::uint32_t words[4][kCalls];
     for (int i = 0; i < kCalls; ++i) {
-      const auto block = static_cast<std::uint32_t>(first / 4 + i);
+      const auto block = first_block + static_cast<std::uint32_t>(first / 4 + i);
       const Words drawn = philox(dropout.seed, block, static_cast<std::uint64_t>(row_id), dropout.stream);
       words[0][i] = drawn.w0;
       words[1][i] = drawn.w1;
@@ -45,12 +46,13 @@ constexpr std::uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57, kW
 
 template <int kVectors>  // of 32 columns
 __attribute__((target("avx512f"))) inline void draw_avx512(const Dropout& dropout, std::int64_t row_id,
-                                                           std::int64_t first, float* factors) {
+                                                           std::int64_t first, float* factors,
+                                                           std::uint32_t first_block) {
   const __m512i multiplier0 = _mm512_set1_epi64(kMultiplier0), multiplier1 = _mm512_set1_epi64(kMultiplier1);
   __m512i c0[kVectors], c1[kVectors], c2[kVectors], c3[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     // In the order of lanes that unpacking undoes.
-    c0[v] = _mm512_add_epi64(_mm512_set1_epi64(first / 4 + 8 * v), _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
+    c0[v] = _mm512_add_epi64(_mm512_set1_epi64(first_block + first / 4 + 8 * v), _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
     c1[v] = _mm512_set1_epi64(row_id);
     c2[v] = _mm512_set1_epi64(static_cast<std::int64_t>(static_cast<std::uint64_t>(row_id) >> 32));
     c3[v] = _mm512_set1_epi64(dropout.stream);
@@ -81,14 +83,14 @@ __attribute__((target("avx512f"))) inline void draw_avx512(const Dropout& dropou
 }
 
 __attribute__((target("avx512f"))) void draw_avx512(const Dropout& dropout, std::int64_t row_id, std::int64_t n,
-                                                    float* factors) {
+                                                    float* factors, std::uint32_t first_block) {
   std::int64_t first = 0;
-  for (; n - first > 64; first += 128) draw_avx512<4>(dropout, row_id, first, factors);
-  if (first < n) draw_avx512<2>(dropout, row_id, first, factors);
+  for (; n - first > 64; first += 128) draw_avx512<4>(dropout, row_id, first, factors, first_block);
+  if (first < n) draw_avx512<2>(dropout, row_id, first, factors, first_block);
 }
 
 __attribute__((target("avx2"))) void draw_avx2(const Dropout& dropout, std::int64_t row_id, std::int64_t n,
-                                               float* factors) {
+                                               float* factors, std::uint32_t first_block) {
   constexpr int kVectors = 4;  // of 16 columns
   const __m256i multiplier0 = _mm256_set1_epi64x(kMultiplier0), multiplier1 = _mm256_set1_epi64x(kMultiplier1);
   const __m256i sign = _mm256_set1_epi32(INT32_MIN);  // flipped in both, words compare as signed numbers
@@ -97,7 +99,7 @@ __attribute__((target("avx2"))) void draw_avx2(const Dropout& dropout, std::int6
   for (std::int64_t first = 0; first < n; first += 16 * kVectors) {
     __m256i c0[kVectors], c1[kVectors], c2[kVectors], c3[kVectors];
     for (int v = 0; v < kVectors; ++v) {
-      c0[v] = _mm256_add_epi64(_mm256_set1_epi64x(first / 4 + 4 * v), _mm256_setr_epi64x(0, 2, 1, 3));
+      c0[v] = _mm256_add_epi64(_mm256_set1_epi64x(first_block + first / 4 + 4 * v), _mm256_setr_epi64x(0, 2, 1, 3));
       c1[v] = _mm256_set1_epi64x(row_id);
       c2[v] = _mm256_set1_epi64x(static_cast<std::int64_t>(static_cast<std::uint64_t>(row_id) >> 32));
       c3[v] = _mm256_set1_epi64x(dropout.stream);
@@ -131,7 +133,7 @@ __attribute__((target("avx2"))) void draw_avx2(const Dropout& dropout, std::int6
 #endif
 #endif
 
-using Draw = void (*)(const Dropout&, std::int64_t, std::int64_t, float*);
+using Draw = void (*)(const Dropout&, std::int64_t, std::int64_t, float*, std::uint32_t);
 
 Draw fastest() {
 #if defined(ELECTRA_FAST_HAS_INTRINSICS)
@@ -143,9 +145,10 @@ Draw fastest() {
 
 }  // namespace
 
-void draw_factors(const Dropout& dropout, std::int64_t row_id, std::int64_t n, float* factors) {
+void draw_factors(const Dropout& dropout, std::int64_t row_id, std::int64_t n, float* factors,
+                  std::uint32_t first_block) {
   static const Draw draw = fastest();
-  draw(dropout, row_id, n, factors);
+  draw(dropout, row_id, n, factors, first_block);
 }
 
 }  // namespace electra_fast

@@ -39,9 +39,11 @@ struct Dropout {
   float scale;
 };
 
-// Fills factors[0..n) with what to multiply the columns of a row by, and up to the next multiple of kDrawn with more.
+// Fills factors[0..n) with what to multiply n columns of a row by, and up to the next multiple of kDrawn with more. The
+// first of them is column 4 * first_block.
 constexpr std::int64_t kDrawn = 64;
-void draw_factors(const Dropout& dropout, std::int64_t row_id, std::int64_t n, float* factors);
+void draw_factors(const Dropout& dropout, std::int64_t row_id, std::int64_t n, float* factors,
+                  std::uint32_t first_block = 0);
 
 struct Moments {
   float mean, rstd;  // rstd = 1 / sqrt(variance + eps)
