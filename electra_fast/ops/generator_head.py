@@ -12,8 +12,8 @@ from torch import Tensor
 from electra_fast.ops import _backends
 from electra_fast.ops._checks import check_tensor
 from electra_fast.ops._register import is_watched, register
-from electra_fast.ops.masking_sampling import contiguous, inverse_of, sample_tokens_reference
 from electra_fast.ops.random import as_seed, check_stream
+from electra_fast.ops.sampling import contiguous, inverse_of, sample_tokens_reference
 
 _NAME = "linear_cross_entropy_sample"
 
