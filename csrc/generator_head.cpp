@@ -1,15 +1,132 @@
+// Every logit, sum and product is taken in an order of its own, that no number of threads, rows or chunks changes: rows
+// keep their bits whatever they come with, all but the weights' gradients, which are sums over chunks.
 #include "generator_head.h"
 
 #include <cmath>
+#include <memory>
+#include <vector>
 
+#include "lanes.h"
 #include "parallel.h"
 #include "sampling.h"
 
 namespace electra_fast {
 namespace {
 
-constexpr std::int64_t kColumnsPerThread = 8192;  // of all blocks' sums: about 20 us
-constexpr std::int64_t kTilesAhead = 2;  // to prefetch; 1 and 4 gain less
+// Parts of the vocabulary, whose sums for d_hidden are apart: fixed, so that these have the same bits for any number of
+// threads.
+constexpr std::int64_t kParts = 16;
+constexpr std::int64_t kDepth = 256;  // of one sum of products; a longer one would round worse
+constexpr std::int64_t kProductsPerThread = 4'000'000;  // about 50 us of work
+constexpr std::int64_t kExpCost = 64;  // of making a mass and summing it, in products
+
+// A chunk of rows. Masses are exp(logit - the row's largest so far in the part of the vocabulary); that of the label is
+// kept apart from those of the others, as 1 - p of a p near 1 would be rounded away in their sum.
+struct Chunk {
+  std::int64_t first, rows;      // in the call
+  std::int64_t tile, tiles;      // tokens of a tile; tiles
+  std::int64_t parts;            // of the vocabulary
+  std::int64_t stride, padded;   // floats from row to row of a tile's masses; of hidden
+  float* hidden;                 // [rows, padded]
+  float* masses;                 // [tiles, rows, stride]; the label's is 0
+  float* largest;                // [rows, tiles], so far; then what to multiply a tile's masses by for the gradient
+  float* mass;                   // [rows, tiles], of the others
+  float *law_largest, *law_mass;  // [rows, tiles], of the sample's own law, if it has one
+  float *label_logit, *label_mass;  // [rows], the mass measured as its tile
+  float* label_gradient;         // [rows]: coefficient * (p - 1)
+  float* sums;                   // [parts, rows, padded], of the others' masses times the weight
+  std::int64_t* argmax;          // [parts, rows]
+
+  std::int64_t first_tile(std::int64_t part) const { return tiles * part / parts; }
+  float* tile_masses(std::int64_t t) const { return masses + t * rows * stride; }
+};
+
+bool has_own_law(const GeneratorHead& call) {
+  return call.sampled_ids && (call.inverse_temperature != 1.0F || call.disallow_correct);
+}
+
+// --- Products ---
+
+// Weights of a tile as right factors: `by_token`, panels of 16 tokens, makes logits, `by_element` (or null), panels of
+// 16 elements, makes d_hidden. Zeros fill both up.
+template <int kBytes, class T>
+ELECTRA_FAST_INLINE void pack_tile(const T* weight, std::int64_t tokens, std::int64_t width, float* by_token,
+                                   float* by_element) {
+  const std::int64_t padded = round_up(width, kLanes), depth = round_up(tokens, kLanes);
+  for (std::int64_t token = 0; token < tokens; token += kLanes) {
+    for (std::int64_t e = 0; e < width; e += kLanes) {
+      Lanes<kBytes> block[kLanes] = {};
+      for (std::int64_t i = 0; i < std::min(kLanes, tokens - token); ++i) {
+        block[i].load(weight + (token + i) * width + e, std::min(kLanes, width - e));
+      }
+      float* rows = by_element + e * depth + token * kLanes;
+      for (std::int64_t i = 0; by_element && i < kLanes; ++i) block[i].store(rows + i * kLanes);
+      transpose_lanes(block);
+      for (std::int64_t i = 0; i < kLanes; ++i) block[i].store(by_token + token * padded + (e + i) * kLanes);
+    }
+  }
+}
+
+template <int kBytes>
+ELECTRA_FAST_INLINE void pack_tile(const GeneratorHead& call, std::int64_t begin, std::int64_t tokens, float* by_token,
+                                   float* by_element) {
+  const std::int64_t offset = begin * call.width;
+  if (call.bfloat16) {
+    pack_tile<kBytes>(static_cast<const bfloat16*>(call.weight) + offset, tokens, call.width, by_token, by_element);
+  } else {
+    pack_tile<kBytes>(static_cast<const float*>(call.weight) + offset, tokens, call.width, by_token, by_element);
+  }
+}
+
+ELECTRA_FAST_CLONES void pack_wide(const GeneratorHead& call, std::int64_t begin, std::int64_t tokens, float* by_token,
+                                   float* by_element) {
+  pack_tile<kWide>(call, begin, tokens, by_token, by_element);
+}
+ELECTRA_FAST_CLONES void pack_narrow(const GeneratorHead& call, std::int64_t begin, std::int64_t tokens,
+                                     float* by_token, float* by_element) {
+  pack_tile<kNarrow>(call, begin, tokens, by_token, by_element);
+}
+
+// Logits without bias.
+void multiply_logits(const Chunk& chunk, std::int64_t width, std::int64_t tokens, const float* by_token,
+                     float* logits) {
+  Product product{};
+  product.rows = chunk.rows;
+  product.columns = tokens;
+  product.a_row = chunk.padded;
+  product.a_column = 1;
+  product.b_row = kLanes;
+  product.b_panel = chunk.padded * kLanes;
+  product.c = logits;
+  product.c_row = chunk.stride;
+  for (std::int64_t e = 0; e < width; e += kDepth) {
+    product.depth = std::min(kDepth, width - e);
+    product.a = chunk.hidden + e;
+    product.b = by_token + e * kLanes;
+    product.accumulate = e > 0;
+    multiply(product);
+  }
+}
+
+void add_to_sums(const Chunk& chunk, std::int64_t width, std::int64_t part, std::int64_t t, std::int64_t tokens,
+                 const float* by_element, const float* masses) {
+  Product product{};
+  product.rows = chunk.rows;
+  product.columns = width;
+  product.depth = tokens;
+  product.a = masses;
+  product.a_row = chunk.stride;
+  product.a_column = 1;
+  product.b = by_element;
+  product.b_row = kLanes;
+  product.b_panel = round_up(tokens, kLanes) * kLanes;
+  product.c = chunk.sums + part * chunk.rows * chunk.padded;
+  product.c_row = chunk.padded;
+  product.accumulate = t > chunk.first_tile(part);
+  multiply(product);
+}
+
+// --- A tile of logits becomes masses ---
 
 ELECTRA_FAST_INLINE float add_bias(float* logits, const float* bias, std::int64_t size, float largest) {
 #pragma omp simd reduction(max : largest)
@@ -21,18 +138,7 @@ ELECTRA_FAST_INLINE float add_bias(float* logits, const float* bias, std::int64_
   return largest;
 }
 
-// Asks for what the first pass comes to next: the matrix product has left the logits in an outer cache at best, and the
-// two loops over a tile alone would wait for it.
-ELECTRA_FAST_INLINE void prefetch(const float* logits, std::int64_t size) {
-#if defined(__GNUC__)
-  constexpr std::int64_t kCacheLine = 16;
-  for (std::int64_t i = 0; i < size; i += kCacheLine) __builtin_prefetch(logits + i, 1, 2);
-#else
-  (void)logits, (void)size;
-#endif
-}
-
-// The tile's masses take the place of its logits; returns their sum.
+// Returns their sum.
 ELECTRA_FAST_INLINE float make_masses(float* logits, std::int64_t size, float largest) {
   float mass = 0.0F;
 #pragma omp simd reduction(+ : mass)
@@ -43,154 +149,367 @@ ELECTRA_FAST_INLINE float make_masses(float* logits, std::int64_t size, float la
   return mass;
 }
 
-// What the second pass over a row takes from the first.
-struct MeasuredRow {
-  float* masses;  // [vocab_size], each tile's against its own largest logit
-  TileMasses tiles;
-  double scale;  // of masses against the row's largest logit
-};
-
-// Rows that the second pass takes together: it reads and writes the column sums once for all of them.
-constexpr int kRowsAtOnce = 4;
-
-// The gradients of tile `t` take the place of its masses, and are added to `sums`.
-template <int kRows>
-ELECTRA_FAST_INLINE void make_gradients(const MeasuredRow* rows, std::int64_t t, std::int64_t begin, std::int64_t size,
-                                        float* sums) {
-  float scale[kRows];
-  float* masses[kRows];
-  for (int k = 0; k < kRows; ++k) {
-    const TileMasses& tiles = rows[k].tiles;
-    scale[k] = static_cast<float>(rows[k].scale * exp_nonpositive(tiles.largest[t] - tiles.largest[tiles.count - 1]));
-    masses[k] = rows[k].masses + begin;
-  }
-#pragma omp simd
-  for (std::int64_t i = 0; i < size; ++i) {
-    float sum = sums[i];
-    for (int k = 0; k < kRows; ++k) {
-      const float gradient = masses[k][i] * scale[k];
-      masses[k][i] = gradient;
-      sum += gradient;
+ELECTRA_FAST_CLONES
+void measure_tile(const GeneratorHead& call, const Chunk& chunk, std::int64_t part, std::int64_t t, std::int64_t begin,
+                  std::int64_t tokens, float* logits) {
+  const bool is_first = t == chunk.first_tile(part);
+  for (std::int64_t i = 0; i < chunk.rows; ++i) {
+    float* row = logits + i * chunk.stride;
+    const std::int64_t at = i * chunk.tiles + t, label = call.labels[chunk.first + i] - begin;
+    const float before = is_first ? -FLT_MAX : chunk.largest[at - 1];  // finite: -inf has mass 0 beside it, and not NaN
+    const float largest = add_bias(row, call.bias + begin, tokens, before);
+    if (call.argmax_ids) {
+      std::int64_t& argmax = chunk.argmax[part * chunk.rows + i];
+      if (is_first) argmax = begin;
+      if (largest > before) argmax = begin + (std::find(row, row + tokens, largest) - row);
     }
-    sums[i] = sum;
+    const bool has_label = 0 <= label && label < tokens;
+    const float label_logit = has_label ? row[label] : 0.0F;
+    if (has_own_law(call)) {
+      if (has_label && call.disallow_correct) row[label] = -INFINITY;
+      chunk.law_largest[at] = largest_of(row, tokens, -FLT_MAX);
+      chunk.law_mass[at] = mass_of(row, tokens, chunk.law_largest[at], call.inverse_temperature);
+    }
+    if (has_label) {
+      chunk.label_logit[i] = label_logit;
+      chunk.label_mass[i] = exp_nonpositive(label_logit - largest);
+      row[label] = -INFINITY;
+    }
+    chunk.largest[at] = largest;
+    chunk.mass[at] = make_masses(row, tokens, largest);
+    if (call.coefficients && !is_first && largest > before) {
+      const float scale = exp_nonpositive(before - largest);
+      float* sums = chunk.sums + (part * chunk.rows + i) * chunk.padded;
+#pragma omp simd
+      for (std::int64_t e = 0; e < chunk.padded; ++e) sums[e] *= scale;
+    }
   }
 }
 
-template <int kRows>
-ELECTRA_FAST_INLINE void second_pass(const HeadRows& call, const MeasuredRow* rows, float* sums) {
-  const TileMasses& tiles = rows[0].tiles;
-  for (std::int64_t t = 0; t < tiles.count; ++t) {
-    const std::int64_t begin = t * tiles.width;
-    make_gradients<kRows>(rows, t, begin, std::min(tiles.width, call.vocab_size - begin), sums + begin);
+void measure_part(const GeneratorHead& call, const Chunk& chunk, std::int64_t part, float* workspace) {
+  float* by_element = call.coefficients ? workspace + chunk.tile * chunk.padded : nullptr;
+  // Made here and copied: what the products write and read must lie in a near cache.
+  float* masses = workspace + 2 * chunk.tile * chunk.padded;
+  for (std::int64_t t = chunk.first_tile(part); t < chunk.first_tile(part + 1); ++t) {
+    const std::int64_t begin = t * chunk.tile, tokens = std::min(chunk.tile, call.vocab_size - begin);
+    (is_wide() ? pack_wide : pack_narrow)(call, begin, tokens, workspace, by_element);
+    multiply_logits(chunk, call.width, tokens, workspace, masses);
+    measure_tile(call, chunk, part, t, begin, tokens, masses);
+    if (by_element) add_to_sums(chunk, call.width, part, t, tokens, by_element, masses);
+    std::copy(masses, masses + chunk.rows * chunk.stride, chunk.tile_masses(t));
   }
 }
 
-ELECTRA_FAST_INLINE void second_pass(const HeadRows& call, const MeasuredRow* rows, int count, float* sums) {
-  if (count == 4) second_pass<4>(call, rows, sums);
-  if (count == 3) second_pass<3>(call, rows, sums);
-  if (count == 2) second_pass<2>(call, rows, sums);
-  if (count == 1) second_pass<1>(call, rows, sums);
+// --- What is said of a row, once all its masses are known ---
+
+template <class T>
+ELECTRA_FAST_INLINE float dot(const T* weight, const float* hidden, std::int64_t width) {
+  float sum = 0.0F;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t e = 0; e < width; ++e) sum += load(weight + e) * hidden[e];
+  return sum;
 }
 
-double uniform_of(const HeadRows& call, std::int64_t i) {
-  const std::int64_t row_id = call.row_ids ? call.row_ids[i] : call.first_row + i;
+// sums += factor * the token's weight
+template <class T>
+ELECTRA_FAST_INLINE void add_weight(const T* weight, float factor, std::int64_t width, float* sums) {
+#pragma omp simd
+  for (std::int64_t e = 0; e < width; ++e) sums[e] += factor * load(weight + e);
+}
+
+// Each tile's masses in terms of the largest logit of all; returns that.
+ELECTRA_FAST_INLINE float make_scales(const float* largest, std::int64_t tiles, float inverse_temperature,
+                                      float* scales) {
+  const float top = largest_of(largest, tiles, -FLT_MAX);
+#pragma omp simd
+  for (std::int64_t t = 0; t < tiles; ++t) scales[t] = exp_nonpositive((largest[t] - top) * inverse_temperature);
+  return top;
+}
+
+// The tile in which the running sum of masses passes `uniform` of their total; the last with a mass, should rounding
+// leave none.
+Place choose_tile(const float* mass, const float* scales, std::int64_t tiles, double uniform) {
+  double total = 0.0, before = 0.0;
+  for (std::int64_t t = 0; t < tiles; ++t) total += static_cast<double>(mass[t]) * scales[t];
+  const double aim = uniform * total;
+  Place found{0, 0.0};
+  for (std::int64_t t = 0; t < tiles; ++t) {
+    const double each = static_cast<double>(mass[t]) * scales[t];
+    if (!(each > 0.0)) continue;
+    found = {t, (aim - before) / each};
+    before += each;
+    if (before > aim) break;
+  }
+  return found;
+}
+
+double uniform_of(const GeneratorHead& call, std::int64_t row) {
+  const std::int64_t row_id = call.row_ids ? call.row_ids[row] : row;
   return uniform53(philox(static_cast<std::uint64_t>(call.seed), 0, static_cast<std::uint64_t>(row_id), call.stream));
 }
 
-// The first pass over a row: masses come in place of its logits, and all but its gradient is said.
-ELECTRA_FAST_INLINE void first_pass(const HeadRows& call, std::int64_t i, MeasuredRow& measured) {
-  const std::int64_t size = call.vocab_size, label = call.labels[i];
-  float* row = call.logits + i * size;
-  const float* bias = call.bias;  // null once it has been added
-  const float label_logit = row[label] + bias[label];
-  const bool has_own_law = call.inverse_temperature != 1.0F || call.disallow_correct;
-  if (call.sampled_ids && has_own_law) {
-    add_bias(row, bias, size, 0.0F);
-    bias = nullptr;
-    call.sampled_ids[i] = draw_token(row, size, call.disallow_correct ? label : -1, call.inverse_temperature,
-                                     uniform_of(call, i));
-  }
-
-  TileMasses& tiles = measured.tiles;
-  set_tiles(size, tiles);
-  float largest = -FLT_MAX;
-  std::int64_t argmax = 0;
-  for (std::int64_t t = 0; t < tiles.count; ++t) {
-    const std::int64_t begin = t * tiles.width, length = std::min(tiles.width, size - begin);
-    const float before = largest;
-    const std::int64_t next = begin + kTilesAhead * tiles.width;
-    prefetch(row + next, std::min(tiles.width, call.logits + call.num_rows * size - (row + next)));
-    largest = bias ? add_bias(row + begin, bias + begin, length, largest) : largest_of(row + begin, length, largest);
-    if (call.argmax_ids && largest > before) argmax = std::find(row + begin, row + begin + length, largest) - row;
-    tiles.largest[t] = largest;
-    tiles.mass[t] = make_masses(row + begin, length, largest);
-  }
-  const double total = common_scale(tiles, 1.0F);
-  if (call.argmax_ids) call.argmax_ids[i] = argmax;
-  if (call.nll) call.nll[i] = static_cast<float>(std::log(total) - (static_cast<double>(label_logit) - largest));
-  if (call.largest) call.largest[i] = largest;
-  if (call.log_total) call.log_total[i] = static_cast<float>(std::log(total));
-  if (call.sampled_ids && !has_own_law) {
-    const Place place = find_place(tiles, uniform_of(call, i) * total);
-    const std::int64_t begin = place.tile * tiles.width;
-    call.sampled_ids[i] = begin + find_mass(row + begin, std::min(tiles.width, size - begin), place.share);
-  }
-  measured.masses = row;
-  measured.scale = call.coefficients ? call.coefficients[i] / total : 0.0;
+// By the masses that are there; the label's is put among them for as long as it takes.
+std::int64_t draw(const Chunk& chunk, std::int64_t i, std::int64_t label, const float* scales, double uniform,
+                  std::int64_t vocab_size) {
+  chunk.mass[i * chunk.tiles + label / chunk.tile] += chunk.label_mass[i];
+  float& label_mass = chunk.tile_masses(label / chunk.tile)[i * chunk.stride + label % chunk.tile];
+  label_mass = chunk.label_mass[i];
+  const Place place = choose_tile(chunk.mass + i * chunk.tiles, scales, chunk.tiles, uniform);
+  const std::int64_t begin = place.tile * chunk.tile;
+  const float* row = chunk.tile_masses(place.tile) + i * chunk.stride;
+  const std::int64_t token = begin + find_mass(row, std::min(chunk.tile, vocab_size - begin), place.share);
+  label_mass = 0.0F;
+  return token;
 }
 
-ELECTRA_FAST_CLONES
-void head_block(const HeadRows& call, std::int64_t block, std::int64_t first, std::int64_t last) {
-  MeasuredRow rows[kRowsAtOnce];
-  if (!call.coefficients) {
-    for (std::int64_t i = first; i < last; ++i) first_pass(call, i, rows[0]);
-    return;
+// By a law of its own: the logits of the tile are made again.
+template <class T>
+ELECTRA_FAST_INLINE std::int64_t draw_by_own_law(const GeneratorHead& call, const Chunk& chunk, std::int64_t i,
+                                                 std::int64_t label, float* scales, double uniform, float* masses) {
+  make_scales(chunk.law_largest + i * chunk.tiles, chunk.tiles, call.inverse_temperature, scales);
+  const Place place = choose_tile(chunk.law_mass + i * chunk.tiles, scales, chunk.tiles, uniform);
+  const std::int64_t begin = place.tile * chunk.tile, tokens = std::min(chunk.tile, call.vocab_size - begin);
+  const T* weight = static_cast<const T*>(call.weight) + begin * call.width;
+  for (std::int64_t j = 0; j < tokens; ++j) {
+    masses[j] = dot(weight + j * call.width, chunk.hidden + i * chunk.padded, call.width) + call.bias[begin + j];
   }
-  float* sums = call.partial_sums + block * call.vocab_size;
-  std::fill(sums, sums + call.vocab_size, 0.0F);
-  int count = 0;
-  for (std::int64_t i = first; i < last; ++i) {
-    first_pass(call, i, rows[count]);
-    if (call.coefficients[i] != 0.0F) {
-      ++count;
-    } else {
-      std::fill(rows[count].masses, rows[count].masses + call.vocab_size, 0.0F);
-    }
-    if (count == kRowsAtOnce || i + 1 == last) {
-      second_pass(call, rows, count, sums);
-      count = 0;
-    }
-  }
-  for (std::int64_t i = first; i < last; ++i) {
-    call.logits[i * call.vocab_size + call.labels[i]] -= call.coefficients[i];
-    sums[call.labels[i]] -= call.coefficients[i];
-  }
-}
-
-ELECTRA_FAST_CLONES
-void add_sums(const HeadRows& call, std::int64_t blocks, std::int64_t first, std::int64_t last) {
-  for (std::int64_t block = 0; block < blocks; ++block) {
-    const float* sums = call.partial_sums + block * call.vocab_size;
+  if (call.disallow_correct && begin <= label && label < begin + tokens) masses[label - begin] = -INFINITY;
+  const float largest = largest_of(masses, tokens, -FLT_MAX);
 #pragma omp simd
-    for (std::int64_t column = first; column < last; ++column) call.d_bias[column] += sums[column];
+  for (std::int64_t j = 0; j < tokens; ++j) {
+    masses[j] = exp_nonpositive((masses[j] - largest) * call.inverse_temperature);
   }
+  return begin + find_mass(masses, tokens, place.share);
+}
+
+// d_hidden, and what the masses are to be multiplied by for d_weight.
+template <class T>
+ELECTRA_FAST_INLINE void finish_gradient(const GeneratorHead& call, const Chunk& chunk, std::int64_t i,
+                                         std::int64_t label, const float* scales, double others, double total) {
+  const float coefficient = call.coefficients[chunk.first + i];
+  float* d_hidden = call.d_hidden + (chunk.first + i) * chunk.padded;
+  std::fill(d_hidden, d_hidden + chunk.padded, 0.0F);
+  if (coefficient == 0.0F) return;
+  const float scale = static_cast<float>(coefficient / total);
+  chunk.label_gradient[i] = static_cast<float>(-coefficient * others / total);
+  for (std::int64_t part = 0; part < chunk.parts; ++part) {
+    const float factor = scale * scales[chunk.first_tile(part + 1) - 1];
+    add_weight(chunk.sums + (part * chunk.rows + i) * chunk.padded, factor, chunk.padded, d_hidden);
+  }
+  add_weight(static_cast<const T*>(call.weight) + label * call.width, chunk.label_gradient[i], call.width, d_hidden);
+  for (std::int64_t t = 0; t < chunk.tiles; ++t) chunk.largest[i * chunk.tiles + t] = scale * scales[t];
+}
+
+template <class T>
+ELECTRA_FAST_INLINE void finish_rows(const GeneratorHead& call, const Chunk& chunk, std::int64_t first,
+                                     std::int64_t last, float* workspace) {
+  float *scales = workspace, *masses = workspace + chunk.tiles;
+  for (std::int64_t i = first; i < last; ++i) {
+    const std::int64_t row = chunk.first + i, label = call.labels[row];
+    const float top = make_scales(chunk.largest + i * chunk.tiles, chunk.tiles, 1.0F, scales);
+    double others = 0.0;
+    for (std::int64_t t = 0; t < chunk.tiles; ++t) {
+      others += static_cast<double>(chunk.mass[i * chunk.tiles + t]) * scales[t];
+    }
+    const double total = others + static_cast<double>(chunk.label_mass[i]) * scales[label / chunk.tile];
+    const double log_total = std::log(total);
+    if (call.nll) call.nll[row] = static_cast<float>(log_total - (static_cast<double>(chunk.label_logit[i]) - top));
+    if (call.largest) call.largest[row] = top;
+    if (call.log_total) call.log_total[row] = static_cast<float>(log_total);
+    if (call.argmax_ids) {
+      std::int64_t part = 0;
+      while (part + 1 < chunk.parts && chunk.largest[i * chunk.tiles + chunk.first_tile(part + 1) - 1] != top) ++part;
+      call.argmax_ids[row] = chunk.argmax[part * chunk.rows + i];
+    }
+    if (call.sampled_ids && !has_own_law(call)) {
+      call.sampled_ids[row] = draw(chunk, i, label, scales, uniform_of(call, row), call.vocab_size);
+    }
+    if (call.coefficients) finish_gradient<T>(call, chunk, i, label, scales, others, total);
+    if (has_own_law(call)) {
+      call.sampled_ids[row] = draw_by_own_law<T>(call, chunk, i, label, scales, uniform_of(call, row), masses);
+    }
+  }
+}
+
+ELECTRA_FAST_CLONES
+void finish_float(const GeneratorHead& call, const Chunk& chunk, std::int64_t first, std::int64_t last,
+                  float* workspace) {
+  finish_rows<float>(call, chunk, first, last, workspace);
+}
+
+ELECTRA_FAST_CLONES
+void finish_bfloat16(const GeneratorHead& call, const Chunk& chunk, std::int64_t first, std::int64_t last,
+                     float* workspace) {
+  finish_rows<bfloat16>(call, chunk, first, last, workspace);
+}
+
+// --- d_weight and d_bias ---
+
+// The rows of hidden, each multiplied by what this tile's masses must be, as a right factor; of unused rows, which may
+// hold anything, nothing is left.
+ELECTRA_FAST_CLONES
+void scale_rows(const GeneratorHead& call, const Chunk& chunk, std::int64_t t, float* scaled) {
+  for (std::int64_t i = 0; i < chunk.rows; ++i) {
+    const bool is_used = call.coefficients[chunk.first + i] != 0.0F;
+    const float factor = chunk.largest[i * chunk.tiles + t];
+    float* row = chunk.tile_masses(t) + i * chunk.stride;
+    if (!is_used) std::fill(row, row + chunk.tile, 0.0F);
+    for (std::int64_t e = 0; e < chunk.padded; e += kLanes) {
+      const float* from = chunk.hidden + i * chunk.padded + e;
+      float* to = scaled + e * chunk.rows + i * kLanes;
+#pragma omp simd
+      for (std::int64_t lane = 0; lane < kLanes; ++lane) to[lane] = is_used ? from[lane] * factor : 0.0F;
+    }
+  }
+}
+
+// Four rows together: the sums are read and written once for all of them.
+ELECTRA_FAST_CLONES
+void add_to_d_bias(const GeneratorHead& call, const Chunk& chunk, std::int64_t t, std::int64_t begin,
+                   std::int64_t tokens) {
+  float* d_bias = call.d_bias + begin;
+  if (chunk.first == 0) std::fill(d_bias, d_bias + tokens, 0.0F);
+  for (std::int64_t i = 0; i < chunk.rows; i += 4) {
+    const float* rows[4];
+    float factors[4];
+    for (std::int64_t k = 0; k < 4; ++k) {
+      const bool is_used = i + k < chunk.rows && call.coefficients[chunk.first + i + k] != 0.0F;
+      rows[k] = chunk.tile_masses(t) + (is_used ? i + k : i) * chunk.stride;
+      factors[k] = is_used ? chunk.largest[(i + k) * chunk.tiles + t] : 0.0F;
+    }
+#pragma omp simd
+    for (std::int64_t j = 0; j < tokens; ++j) {
+      d_bias[j] += rows[0][j] * factors[0] + rows[1][j] * factors[1] + rows[2][j] * factors[2] + rows[3][j] * factors[3];
+    }
+  }
+}
+
+ELECTRA_FAST_CLONES
+void add_labels(const GeneratorHead& call, const Chunk& chunk, std::int64_t begin, std::int64_t tokens) {
+  for (std::int64_t i = 0; i < chunk.rows; ++i) {
+    const std::int64_t label = call.labels[chunk.first + i];
+    if (label < begin || label >= begin + tokens || call.coefficients[chunk.first + i] == 0.0F) continue;
+    call.d_bias[label] += chunk.label_gradient[i];
+    add_weight(chunk.hidden + i * chunk.padded, chunk.label_gradient[i], chunk.padded,
+               call.d_weight + label * chunk.padded);
+  }
+}
+
+void add_to_d_weight(const GeneratorHead& call, const Chunk& chunk, std::int64_t t, float* workspace) {
+  const std::int64_t begin = t * chunk.tile, tokens = std::min(chunk.tile, call.vocab_size - begin);
+  scale_rows(call, chunk, t, workspace);
+  add_to_d_bias(call, chunk, t, begin, tokens);  // reads the masses in order, so that the product finds them nearby
+  Product product{};
+  product.rows = tokens;
+  product.columns = call.width;
+  product.depth = chunk.rows;
+  product.a = chunk.tile_masses(t);
+  product.a_row = 1;
+  product.a_column = chunk.stride;
+  product.b = workspace;
+  product.b_row = kLanes;
+  product.b_panel = chunk.rows * kLanes;
+  product.c = call.d_weight + begin * chunk.padded;
+  product.c_row = chunk.padded;
+  product.accumulate = chunk.first > 0;
+  multiply(product);
+  add_labels(call, chunk, begin, tokens);
+}
+
+// --- Chunks ---
+
+void load_hidden(const GeneratorHead& call, const Chunk& chunk) {
+  for (std::int64_t i = 0; i < chunk.rows; ++i) {
+    const std::int64_t from = (chunk.first + i) * call.width;
+    float* to = chunk.hidden + i * chunk.padded;
+    std::fill(to + call.width, to + chunk.padded, 0.0F);
+    for (std::int64_t e = 0; e < call.width; ++e) {
+      to[e] = call.bfloat16 ? load(static_cast<const bfloat16*>(call.hidden) + from + e)
+                            : static_cast<const float*>(call.hidden)[from + e];
+    }
+  }
+}
+
+// Memory of which pieces are taken, each at a multiple of 64 bytes.
+class Arena {
+ public:
+  float* take(std::int64_t size) {
+    float* piece = next_;
+    next_ += round_up(size, kLanes);
+    return piece;
+  }
+  void allocate(std::int64_t size) {
+    memory_.reset(new float[static_cast<std::size_t>(size + kLanes)]);
+    const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
+    next_ = start_ = memory_.get() + (64 - address % 64) % 64 / sizeof(float);
+  }
+
+ private:
+  std::unique_ptr<float[]> memory_;
+  float *start_ = nullptr, *next_ = nullptr;
+};
+
+// `run(item, workspace)` for n items, on as many threads as the work is worth.
+template <class Run>
+void for_each(std::int64_t n, std::int64_t cost, int threads, float* workspaces, std::int64_t stride, const Run& run) {
+  const std::int64_t most = std::max<std::int64_t>(cost / kProductsPerThread, 1);
+  const std::int64_t workers = std::min({n, std::int64_t{threads}, most});
+  parallel_for(workers, static_cast<int>(workers), 1, [&](std::int64_t begin, std::int64_t end) noexcept {
+    for (std::int64_t worker = begin; worker < end; ++worker) {
+      for (std::int64_t item = n * worker / workers; item < n * (worker + 1) / workers; ++item) {
+        run(item, workspaces + worker * stride);
+      }
+    }
+  });
 }
 
 }  // namespace
 
-void head_rows(const HeadRows& call, int threads) {
-  const std::int64_t rows = call.num_rows, blocks = std::min(rows, kHeadBlocks);
-  if (rows == 0) return;
-  const std::int64_t grain = 65536 * blocks / (rows * call.vocab_size) + 1;  // about 50 us of work
-  parallel_for(blocks, threads, grain, [&](std::int64_t begin, std::int64_t end) noexcept {
-    for (std::int64_t block = begin; block < end; ++block) {
-      head_block(call, block, rows * block / blocks, rows * (block + 1) / blocks);
-    }
-  });
-  if (!call.coefficients) return;
-  parallel_for(call.vocab_size, threads, kColumnsPerThread, [&](std::int64_t first, std::int64_t last) noexcept {
-    add_sums(call, blocks, first, last);
-  });
+void generator_head(const GeneratorHead& call, int threads) {
+  Chunk chunk{};
+  chunk.padded = head_stride(call.width);
+  // Two packed tiles should stay in the second cache.
+  chunk.tile = std::min<std::int64_t>(chunk.padded > 256 ? 128 : kTileStep, round_up(call.vocab_size, kLanes));
+  chunk.tiles = (call.vocab_size + chunk.tile - 1) / chunk.tile;
+  chunk.parts = std::min(kParts, chunk.tiles);
+  chunk.stride = chunk.tile + kLanes;  // a power of two would send the columns of a tile to few sets of the cache
+  const std::int64_t rows = std::min(call.chunk, call.num_rows);
+  const std::int64_t workspace = round_up(std::max({2 * chunk.tile * chunk.padded + rows * chunk.stride,
+                                                    rows * chunk.padded, chunk.tiles + chunk.tile}),
+                                          kLanes);
+  const std::int64_t law_tiles = has_own_law(call) ? chunk.tiles : 0;
+  const std::int64_t sums = call.coefficients ? chunk.parts * chunk.padded : 0;
+  const std::int64_t by_row = chunk.padded + chunk.tiles * (chunk.stride + 2) + 2 * law_tiles + 3 + sums;
+  Arena arena;
+  arena.allocate(rows * by_row + 16 * kLanes + threads * workspace);
+  chunk.hidden = arena.take(rows * chunk.padded);
+  chunk.masses = arena.take(rows * chunk.tiles * chunk.stride);
+  chunk.largest = arena.take(rows * chunk.tiles);
+  chunk.mass = arena.take(rows * chunk.tiles);
+  chunk.law_largest = arena.take(rows * law_tiles);
+  chunk.law_mass = arena.take(rows * law_tiles);
+  chunk.label_logit = arena.take(rows);
+  chunk.label_mass = arena.take(rows);
+  chunk.label_gradient = arena.take(rows);
+  chunk.sums = arena.take(rows * sums);
+  float* workspaces = arena.take(threads * workspace);
+  std::vector<std::int64_t> argmax(static_cast<std::size_t>(call.argmax_ids ? chunk.parts * rows : 0));
+  chunk.argmax = argmax.data();
+
+  for (; chunk.first < call.num_rows; chunk.first += chunk.rows) {
+    chunk.rows = std::min(rows, call.num_rows - chunk.first);
+    load_hidden(call, chunk);
+    const std::int64_t cost = chunk.rows * call.vocab_size * (call.width + kExpCost);
+    for_each(chunk.parts, cost, threads, workspaces, workspace,
+             [&](std::int64_t part, float* space) { measure_part(call, chunk, part, space); });
+    const std::int64_t cost_of_rows = chunk.rows * (chunk.tiles + chunk.tile + sums) * kExpCost;
+    for_each(chunk.rows, cost_of_rows, threads, workspaces, workspace, [&](std::int64_t i, float* space) {
+      (call.bfloat16 ? finish_bfloat16 : finish_float)(call, chunk, i, i + 1, space);
+    });
+    if (!call.coefficients) continue;
+    for_each(chunk.tiles, cost, threads, workspaces, workspace,
+             [&](std::int64_t t, float* space) { add_to_d_weight(call, chunk, t, space); });
+  }
 }
 
 }  // namespace electra_fast
