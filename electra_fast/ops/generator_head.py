@@ -18,7 +18,7 @@ from electra_fast.ops.sampling import contiguous, inverse_of, sample_tokens_refe
 _NAME = "linear_cross_entropy_sample"
 
 # Rows whose softmaxes are in memory at a time on CPU, by the bytes of an element. More make the products faster; above
-# 32 MiB, 250 rows of ELECTRA's vocabulary, glibc asks for fresh pages each time. bfloat16 has d_weight in float32 beside.
+# 32 MiB, 250 rows of the usual vocabulary, glibc asks for fresh pages each time. With bfloat16, d_weight comes on top.
 _CHUNK = {4: 192, 2: 128}
 
 
