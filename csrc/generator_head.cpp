@@ -1,11 +1,10 @@
-// Every logit, sum and product is taken in an order of its own, that no number of threads, rows or chunks changes: rows
-// keep their bits whatever they come with, all but the weights' gradients, which are sums over chunks.
 #include "generator_head.h"
 
 #include <cmath>
 #include <memory>
 #include <vector>
 
+#include "generator_head_chunk.h"
 #include "lanes.h"
 #include "parallel.h"
 #include "sampling.h"
@@ -19,31 +18,6 @@ constexpr std::int64_t kParts = 16;
 constexpr std::int64_t kDepth = 256;  // of one sum of products; a longer one would round worse
 constexpr std::int64_t kProductsPerThread = 4'000'000;  // about 50 us of work
 constexpr std::int64_t kExpCost = 64;  // of making a mass and summing it, in products
-
-// A chunk of rows. Masses are exp(logit - the row's largest so far in the part of the vocabulary); that of the label is
-// kept apart from those of the others, as 1 - p of a p near 1 would be rounded away in their sum.
-struct Chunk {
-  std::int64_t first, rows;      // in the call
-  std::int64_t tile, tiles;      // tokens of a tile; tiles
-  std::int64_t parts;            // of the vocabulary
-  std::int64_t stride, padded;   // floats from row to row of a tile's masses; of hidden
-  float* hidden;                 // [rows, padded]
-  float* masses;                 // [tiles, rows, stride]; the label's is 0
-  float* largest;                // [rows, tiles], so far; then what to multiply a tile's masses by for the gradient
-  float* mass;                   // [rows, tiles], of the others
-  float *law_largest, *law_mass;  // [rows, tiles], of the sample's own law, if it has one
-  float *label_logit, *label_mass;  // [rows], the mass measured as its tile
-  float* label_gradient;         // [rows]: coefficient * (p - 1)
-  float* sums;                   // [parts, rows, padded], of the others' masses times the weight
-  std::int64_t* argmax;          // [parts, rows]
-
-  std::int64_t first_tile(std::int64_t part) const { return tiles * part / parts; }
-  float* tile_masses(std::int64_t t) const { return masses + t * rows * stride; }
-};
-
-bool has_own_law(const GeneratorHead& call) {
-  return call.sampled_ids && (call.inverse_temperature != 1.0F || call.disallow_correct);
-}
 
 // --- Products ---
 
@@ -200,149 +174,6 @@ void measure_part(const GeneratorHead& call, const Chunk& chunk, std::int64_t pa
   }
 }
 
-// --- What is said of a row, once all its masses are known ---
-
-template <class T>
-ELECTRA_FAST_INLINE float dot(const T* weight, const float* hidden, std::int64_t width) {
-  float sum = 0.0F;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t e = 0; e < width; ++e) sum += load(weight + e) * hidden[e];
-  return sum;
-}
-
-// sums += factor * the token's weight
-template <class T>
-ELECTRA_FAST_INLINE void add_weight(const T* weight, float factor, std::int64_t width, float* sums) {
-#pragma omp simd
-  for (std::int64_t e = 0; e < width; ++e) sums[e] += factor * load(weight + e);
-}
-
-// Each tile's masses in terms of the largest logit of all; returns that.
-ELECTRA_FAST_INLINE float make_scales(const float* largest, std::int64_t tiles, float inverse_temperature,
-                                      float* scales) {
-  const float top = largest_of(largest, tiles, -FLT_MAX);
-#pragma omp simd
-  for (std::int64_t t = 0; t < tiles; ++t) scales[t] = exp_nonpositive((largest[t] - top) * inverse_temperature);
-  return top;
-}
-
-// The tile in which the running sum of masses passes `uniform` of their total; the last with a mass, should rounding
-// leave none.
-Place choose_tile(const float* mass, const float* scales, std::int64_t tiles, double uniform) {
-  double total = 0.0, before = 0.0;
-  for (std::int64_t t = 0; t < tiles; ++t) total += static_cast<double>(mass[t]) * scales[t];
-  const double aim = uniform * total;
-  Place found{0, 0.0};
-  for (std::int64_t t = 0; t < tiles; ++t) {
-    const double each = static_cast<double>(mass[t]) * scales[t];
-    if (!(each > 0.0)) continue;
-    found = {t, (aim - before) / each};
-    before += each;
-    if (before > aim) break;
-  }
-  return found;
-}
-
-double uniform_of(const GeneratorHead& call, std::int64_t row) {
-  const std::int64_t row_id = call.row_ids ? call.row_ids[row] : row;
-  return uniform53(philox(static_cast<std::uint64_t>(call.seed), 0, static_cast<std::uint64_t>(row_id), call.stream));
-}
-
-// By the masses that are there; the label's is put among them for as long as it takes.
-std::int64_t draw(const Chunk& chunk, std::int64_t i, std::int64_t label, const float* scales, double uniform,
-                  std::int64_t vocab_size) {
-  chunk.mass[i * chunk.tiles + label / chunk.tile] += chunk.label_mass[i];
-  float& label_mass = chunk.tile_masses(label / chunk.tile)[i * chunk.stride + label % chunk.tile];
-  label_mass = chunk.label_mass[i];
-  const Place place = choose_tile(chunk.mass + i * chunk.tiles, scales, chunk.tiles, uniform);
-  const std::int64_t begin = place.tile * chunk.tile;
-  const float* row = chunk.tile_masses(place.tile) + i * chunk.stride;
-  const std::int64_t token = begin + find_mass(row, std::min(chunk.tile, vocab_size - begin), place.share);
-  label_mass = 0.0F;
-  return token;
-}
-
-// By a law of its own: the logits of the tile are made again.
-template <class T>
-ELECTRA_FAST_INLINE std::int64_t draw_by_own_law(const GeneratorHead& call, const Chunk& chunk, std::int64_t i,
-                                                 std::int64_t label, float* scales, double uniform, float* masses) {
-  make_scales(chunk.law_largest + i * chunk.tiles, chunk.tiles, call.inverse_temperature, scales);
-  const Place place = choose_tile(chunk.law_mass + i * chunk.tiles, scales, chunk.tiles, uniform);
-  const std::int64_t begin = place.tile * chunk.tile, tokens = std::min(chunk.tile, call.vocab_size - begin);
-  const T* weight = static_cast<const T*>(call.weight) + begin * call.width;
-  for (std::int64_t j = 0; j < tokens; ++j) {
-    masses[j] = dot(weight + j * call.width, chunk.hidden + i * chunk.padded, call.width) + call.bias[begin + j];
-  }
-  if (call.disallow_correct && begin <= label && label < begin + tokens) masses[label - begin] = -INFINITY;
-  const float largest = largest_of(masses, tokens, -FLT_MAX);
-#pragma omp simd
-  for (std::int64_t j = 0; j < tokens; ++j) {
-    masses[j] = exp_nonpositive((masses[j] - largest) * call.inverse_temperature);
-  }
-  return begin + find_mass(masses, tokens, place.share);
-}
-
-// d_hidden, and what the masses are to be multiplied by for d_weight.
-template <class T>
-ELECTRA_FAST_INLINE void finish_gradient(const GeneratorHead& call, const Chunk& chunk, std::int64_t i,
-                                         std::int64_t label, const float* scales, double others, double total) {
-  const float coefficient = call.coefficients[chunk.first + i];
-  float* d_hidden = call.d_hidden + (chunk.first + i) * chunk.padded;
-  std::fill(d_hidden, d_hidden + chunk.padded, 0.0F);
-  if (coefficient == 0.0F) return;
-  const float scale = static_cast<float>(coefficient / total);
-  chunk.label_gradient[i] = static_cast<float>(-coefficient * others / total);
-  for (std::int64_t part = 0; part < chunk.parts; ++part) {
-    const float factor = scale * scales[chunk.first_tile(part + 1) - 1];
-    add_weight(chunk.sums + (part * chunk.rows + i) * chunk.padded, factor, chunk.padded, d_hidden);
-  }
-  add_weight(static_cast<const T*>(call.weight) + label * call.width, chunk.label_gradient[i], call.width, d_hidden);
-  for (std::int64_t t = 0; t < chunk.tiles; ++t) chunk.largest[i * chunk.tiles + t] = scale * scales[t];
-}
-
-template <class T>
-ELECTRA_FAST_INLINE void finish_rows(const GeneratorHead& call, const Chunk& chunk, std::int64_t first,
-                                     std::int64_t last, float* workspace) {
-  float *scales = workspace, *masses = workspace + chunk.tiles;
-  for (std::int64_t i = first; i < last; ++i) {
-    const std::int64_t row = chunk.first + i, label = call.labels[row];
-    const float top = make_scales(chunk.largest + i * chunk.tiles, chunk.tiles, 1.0F, scales);
-    double others = 0.0;
-    for (std::int64_t t = 0; t < chunk.tiles; ++t) {
-      others += static_cast<double>(chunk.mass[i * chunk.tiles + t]) * scales[t];
-    }
-    const double total = others + static_cast<double>(chunk.label_mass[i]) * scales[label / chunk.tile];
-    const double log_total = std::log(total);
-    if (call.nll) call.nll[row] = static_cast<float>(log_total - (static_cast<double>(chunk.label_logit[i]) - top));
-    if (call.largest) call.largest[row] = top;
-    if (call.log_total) call.log_total[row] = static_cast<float>(log_total);
-    if (call.argmax_ids) {
-      std::int64_t part = 0;
-      while (part + 1 < chunk.parts && chunk.largest[i * chunk.tiles + chunk.first_tile(part + 1) - 1] != top) ++part;
-      call.argmax_ids[row] = chunk.argmax[part * chunk.rows + i];
-    }
-    if (call.sampled_ids && !has_own_law(call)) {
-      call.sampled_ids[row] = draw(chunk, i, label, scales, uniform_of(call, row), call.vocab_size);
-    }
-    if (call.coefficients) finish_gradient<T>(call, chunk, i, label, scales, others, total);
-    if (has_own_law(call)) {
-      call.sampled_ids[row] = draw_by_own_law<T>(call, chunk, i, label, scales, uniform_of(call, row), masses);
-    }
-  }
-}
-
-ELECTRA_FAST_CLONES
-void finish_float(const GeneratorHead& call, const Chunk& chunk, std::int64_t first, std::int64_t last,
-                  float* workspace) {
-  finish_rows<float>(call, chunk, first, last, workspace);
-}
-
-ELECTRA_FAST_CLONES
-void finish_bfloat16(const GeneratorHead& call, const Chunk& chunk, std::int64_t first, std::int64_t last,
-                     float* workspace) {
-  finish_rows<bfloat16>(call, chunk, first, last, workspace);
-}
-
 // --- d_weight and d_bias ---
 
 // The rows of hidden, each multiplied by what this tile's masses must be, as a right factor; of unused rows, which may
@@ -473,25 +304,29 @@ void for_each(std::int64_t n, std::int64_t cost, int threads, float* workspaces,
   });
 }
 
-}  // namespace
+// Tokens of a tile: two packed tiles should stay in the second cache.
+std::int64_t tile_of(const GeneratorHead& call) {
+  return std::min<std::int64_t>(head_stride(call.width) > 256 ? 128 : kTileStep, round_up(call.vocab_size, kLanes));
+}
 
-void generator_head(const GeneratorHead& call, int threads) {
-  Chunk chunk{};
-  chunk.padded = head_stride(call.width);
-  // Two packed tiles should stay in the second cache.
-  chunk.tile = std::min<std::int64_t>(chunk.padded > 256 ? 128 : kTileStep, round_up(call.vocab_size, kLanes));
-  chunk.tiles = (call.vocab_size + chunk.tile - 1) / chunk.tile;
-  chunk.parts = std::min(kParts, chunk.tiles);
-  chunk.stride = chunk.tile + kLanes;  // a power of two would send the columns of a tile to few sets of the cache
-  const std::int64_t rows = std::min(call.chunk, call.num_rows);
-  const std::int64_t workspace = round_up(std::max({2 * chunk.tile * chunk.padded + rows * chunk.stride,
-                                                    rows * chunk.padded + chunk.tile, chunk.tiles + chunk.tile}),
-                                          kLanes);
-  const std::int64_t law_tiles = has_own_law(call) ? chunk.tiles : 0;
+// Floats of a thread's workspace: while tiles are measured, and later.
+struct Workspace {
+  std::int64_t large, small;
+};
+
+Workspace workspace_of(const Chunk& chunk) {
+  Workspace sizes{};
+  sizes.small = round_up(std::max(chunk.rows * chunk.padded, chunk.tiles) + chunk.tile, kLanes);
+  sizes.large = std::max(round_up(2 * chunk.tile * chunk.padded + chunk.rows * chunk.stride, kLanes), sizes.small);
+  return sizes;
+}
+
+// Takes the chunk's arrays, and returns the workspaces behind them.
+float* allocate(const GeneratorHead& call, std::int64_t workspaces, Chunk& chunk, Arena& arena) {
+  const std::int64_t rows = chunk.rows, law_tiles = has_own_law(call) ? chunk.tiles : 0;
   const std::int64_t sums = call.coefficients ? chunk.parts * chunk.padded : 0;
-  const std::int64_t by_row = chunk.padded + chunk.tiles * (chunk.stride + 2) + 2 * law_tiles + 3 + sums;
-  Arena arena;
-  arena.allocate(rows * by_row + 16 * kLanes + threads * workspace);
+  const std::int64_t of_row = chunk.padded + chunk.tiles * (chunk.stride + 2) + 2 * law_tiles + 3 + sums;
+  arena.allocate(rows * of_row + workspaces + 16 * kLanes);
   chunk.hidden = arena.take(rows * chunk.padded);
   chunk.masses = arena.take(rows * chunk.tiles * chunk.stride);
   chunk.largest = arena.take(rows * chunk.tiles);
@@ -502,22 +337,37 @@ void generator_head(const GeneratorHead& call, int threads) {
   chunk.label_mass = arena.take(rows);
   chunk.label_gradient = arena.take(rows);
   chunk.sums = arena.take(rows * sums);
-  float* workspaces = arena.take(threads * workspace);
-  std::vector<std::int64_t> argmax(static_cast<std::size_t>(call.argmax_ids ? chunk.parts * rows : 0));
+  return arena.take(workspaces);
+}
+
+}  // namespace
+
+void generator_head(const GeneratorHead& call, int threads) {
+  Chunk chunk{};
+  chunk.rows = std::min(call.chunk, call.num_rows);
+  chunk.padded = head_stride(call.width);
+  chunk.tile = tile_of(call);
+  chunk.tiles = (call.vocab_size + chunk.tile - 1) / chunk.tile;
+  chunk.parts = std::min(kParts, chunk.tiles);
+  chunk.stride = chunk.tile + kLanes;  // a power of two would send the columns of a tile to few sets of the cache
+  const auto [large, small] = workspace_of(chunk);
+  Arena arena;
+  const std::int64_t measuring = std::min<std::int64_t>(threads, chunk.parts);
+  float* workspaces = allocate(call, std::max(measuring * large, threads * small), chunk, arena);
+  std::vector<std::int64_t> argmax(static_cast<std::size_t>(call.argmax_ids ? chunk.parts * chunk.rows : 0));
   chunk.argmax = argmax.data();
 
   for (; chunk.first < call.num_rows; chunk.first += chunk.rows) {
-    chunk.rows = std::min(rows, call.num_rows - chunk.first);
+    chunk.rows = std::min(chunk.rows, call.num_rows - chunk.first);
     load_hidden(call, chunk);
     const std::int64_t cost = chunk.rows * call.vocab_size * (call.width + kExpCost);
-    for_each(chunk.parts, cost, threads, workspaces, workspace,
+    for_each(chunk.parts, cost, threads, workspaces, large,
              [&](std::int64_t part, float* space) { measure_part(call, chunk, part, space); });
-    const std::int64_t cost_of_rows = chunk.rows * (chunk.tiles + chunk.tile + sums) * kExpCost;
-    for_each(chunk.rows, cost_of_rows, threads, workspaces, workspace, [&](std::int64_t i, float* space) {
-      (call.bfloat16 ? finish_bfloat16 : finish_float)(call, chunk, i, i + 1, space);
-    });
+    const std::int64_t cost_of_rows = chunk.rows * (chunk.tiles + chunk.tile + chunk.parts * chunk.padded) * kExpCost;
+    for_each(chunk.rows, cost_of_rows, threads, workspaces, small,
+             [&](std::int64_t i, float* space) { finish_rows(call, chunk, i, i + 1, space); });
     if (!call.coefficients) continue;
-    for_each(chunk.tiles, cost, threads, workspaces, workspace,
+    for_each(chunk.tiles, cost, threads, workspaces, small,
              [&](std::int64_t t, float* space) { add_to_d_weight(call, chunk, t, space); });
   }
 }

@@ -46,6 +46,7 @@ MEMORY = """
 import resource, sys, torch
 from electra_fast import ops
 rows, vocab_size, width = 2432, 30522, 128
+torch.set_num_threads(2)  # each has a workspace of 1 MB
 dtype = getattr(torch, sys.argv[1])
 hidden, weight = (torch.randn(n, width, dtype=dtype, requires_grad=True) for n in (rows, vocab_size))
 bias = torch.zeros(vocab_size, requires_grad=True)
