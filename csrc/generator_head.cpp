@@ -33,8 +33,9 @@ ELECTRA_FAST_INLINE void pack_tile(const T* weight, std::int64_t tokens, std::in
       for (std::int64_t i = 0; i < std::min(kLanes, tokens - token); ++i) {
         block[i].load(weight + (token + i) * width + e, std::min(kLanes, width - e));
       }
-      float* rows = by_element + e * depth + token * kLanes;
-      for (std::int64_t i = 0; by_element && i < kLanes; ++i) block[i].store(rows + i * kLanes);
+      for (std::int64_t i = 0; by_element && i < kLanes; ++i) {
+        block[i].store(by_element + e * depth + (token + i) * kLanes);
+      }
       transpose_lanes(block);
       for (std::int64_t i = 0; i < kLanes; ++i) block[i].store(by_token + token * padded + (e + i) * kLanes);
     }
