@@ -15,7 +15,7 @@ namespace {
 // Parts of the vocabulary, whose sums for d_hidden are apart: fixed, so that these have the same bits for any number of
 // threads.
 constexpr std::int64_t kParts = 16;
-constexpr std::int64_t kDepth = 64;  // of one sum of products; in one sum of 256, logits were twice as wrong as PyTorch's
+constexpr std::int64_t kDepth = 64;  // of one sum of products; by sums of 256, logits were twice as wrong as PyTorch's
 constexpr std::int64_t kProductsPerThread = 4'000'000;  // about 50 us of work
 constexpr std::int64_t kExpCost = 64;  // of making a mass and summing it, in products
 
