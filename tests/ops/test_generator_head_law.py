@@ -207,8 +207,10 @@ def test_a_token_of_probability_1e_7_comes_out_at_its_rate(backend, place):
 )
 @pytest.mark.parametrize("backend", KERNELS[1:])
 def test_fused_and_chunked_kernels_agree(backend, rows, vocab_size, width, dtype, rng_seed, monkeypatch):
-    if backend.interpreted and (vocab_size > 600 or (dtype != torch.float32 and width != 64 and not ALL)):
+    if backend.interpreted and vocab_size > 600:
         pytest.skip("takes the interpreter too long")
+    if backend.interpreted and not ALL and (width == 768 or (dtype != torch.float32 and width > 64)):
+        pytest.skip("many programs; runs under ELECTRA_FAST_TEST_ALL=1")
     from electra_fast.kernels import generator_head_chunks
 
     monkeypatch.setattr(generator_head_chunks, "_CHUNK", 3 if backend.interpreted else 256)
