@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from electra_fast.models.electra import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
-from electra_fast.models.encoder import STREAMS_PER_TOWER, encode, generator_hidden
 from electra_fast.models.initialization import initialize_weights
+from electra_fast.models.layers import FlatBatch, generator_hidden
 from electra_fast.models.progress import hidden_progress_bars
+from electra_fast.models.tower import STREAMS_PER_TOWER, encode
 from electra_fast.ops.generator_head import linear_cross_entropy_sample, linear_cross_entropy_sample_with_argmax
 from electra_fast.ops.masking_sampling import MaskedTokens, corrupt_tokens, mask_tokens
 from electra_fast.ops.random import as_seed, draw_seed, row_ids_for, splitmix64
@@ -287,15 +288,12 @@ class ElectraForJointPreTraining(nn.Module):
         )
         hidden_states = encode(
             self.generator.electra,
-            masked.input_ids,
-            packing,
+            FlatBatch(packing, seed, row_ids),
+            input_ids=masked.input_ids,
             token_type_ids=token_type_ids,
-            seed=seed,
             stream=GENERATOR_STREAM,
-            row_ids=row_ids,
+            rows=masked.positions,
         )
-        # Only masked positions go through the vocabulary projection.
-        hidden_states = hidden_states.index_select(0, masked.positions)
         hidden = generator_hidden(self.generator.generator_predictions, hidden_states)  # [M, E]
         head = linear_cross_entropy_sample_with_argmax if with_argmax else linear_cross_entropy_sample
         loss_sum, nll, sampled_ids, *argmax_ids = head(
@@ -329,12 +327,10 @@ class ElectraForJointPreTraining(nn.Module):
         """
         hidden_states = encode(
             self.discriminator.electra,
-            input_ids,
-            packing,
+            FlatBatch(packing, seed, row_ids),
+            input_ids=input_ids,
             token_type_ids=token_type_ids,
-            seed=seed,
             stream=DISCRIMINATOR_STREAM,
-            row_ids=row_ids,
         )
         return self.discriminator.discriminator_predictions(hidden_states)
 

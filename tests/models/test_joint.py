@@ -273,8 +273,10 @@ def test_checkpoints_load_in_stock_transformers_with_the_same_logits(tmp_path, r
     discriminator = transformers.ElectraForPreTraining.from_pretrained(tmp_path / "discriminator").eval()
     generator = transformers.ElectraForMaskedLM.from_pretrained(tmp_path / "generator").eval()
     with torch.no_grad():
-        assert torch.equal(discriminator(**kwargs).logits, model.discriminator(**kwargs).logits)
-        assert torch.equal(generator(**kwargs).logits, model.generator(**kwargs).logits)
+        for stock, ours in ((discriminator, model.discriminator), (generator, model.generator)):
+            assert type(stock) is not type(ours)
+            difference = stock(**kwargs).logits - ours(**kwargs).logits
+            assert float(difference[batch.mask].abs().max()) <= 2e-5
 
         packing = model.packing(batch.flat, None, batch.cu_seqlens)
         flat = model.discriminate(batch.flat, packing)
