@@ -63,9 +63,10 @@ def real_tokens(model: nn.Module, attention_mask: Tensor | None, labels: Tensor 
 
 def labelled_tokens(model: nn.Module, attention_mask: Tensor | None, labels: Tensor | None) -> HeadReads:
     """Heads over each token, whose loss counts all labels but -100."""
-    if attention_mask is None or labels is None or labels.shape != attention_mask.shape:
+    if attention_mask is None or labels is None or labels.numel() != attention_mask.numel():
         return HeadReads(padding_if=False)
-    return HeadReads(padding_if=((labels != IGNORED_LABEL) & (attention_mask == 0)).any())
+    is_padding = attention_mask.flatten() == 0  # flat, since transformers takes labels [B * S] too
+    return HeadReads(padding_if=((labels.flatten() != IGNORED_LABEL) & is_padding).any())
 
 
 def labelled_and_first_tokens(model: nn.Module, attention_mask: Tensor | None, labels: Tensor | None) -> HeadReads:
