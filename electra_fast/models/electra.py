@@ -147,11 +147,13 @@ class ElectraForMaskedLM(Swapped, stock.ElectraForMaskedLM):
     def _loss_of_labelled(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of the `labels` [N] that are not -100; hidden_states [N, H]."""
         is_labelled = labels != IGNORED_LABEL
+        head = self.generator_lm_head
+        if needs_plain_operators():
+            return F.cross_entropy(head(self.generator_predictions(hidden_states)), labels)
         if not torch.compiler.is_compiling():  # a graph has one shape, so it projects all positions
             positions = is_labelled.nonzero().squeeze(1)
             hidden_states, labels, is_labelled = hidden_states[positions], labels[positions], is_labelled[positions]
         hidden = generator_hidden(self.generator_predictions, hidden_states)
-        head = self.generator_lm_head
         if not is_plain(head, nn.Linear):
             return F.cross_entropy(head(hidden), labels)
         weights = is_labelled.float()

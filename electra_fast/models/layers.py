@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from transformers.activations import GELUActivation
 
 from electra_fast.attention import attention
@@ -170,7 +171,7 @@ def generator_hidden(predictions: nn.Module, hidden_states: Tensor) -> Tensor:
     """`ElectraGeneratorPredictions`: [M, H] -> [M, E], all that comes before the projection onto the vocabulary."""
     hidden_states = predictions.activation(predictions.dense(hidden_states))
     norm = predictions.LayerNorm
-    if not is_plain(norm, nn.LayerNorm):
+    if needs_plain_operators() or not is_plain(norm, nn.LayerNorm):
         return norm(hidden_states)
     return layer_norm(hidden_states, norm.weight, norm.bias, eps=norm.eps)
 
@@ -180,10 +181,12 @@ def rate(dropout: nn.Dropout) -> float:
 
 
 def needs_plain_operators() -> bool:
-    """Whether a graph for another program is being made, or a functorch transform runs: ours would not do."""
+    """Whether a graph for another program is made, or a functorch transform or forward mode runs: ours don't do."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return True
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
