@@ -144,7 +144,8 @@ class FlatTower:
             hidden_states = outputs.last_hidden_state
             if head_reads.first_only:
                 hidden_states = hidden_states[0, first_tokens(packing)].unsqueeze(1)
-            outputs.update(self._result(hidden_states, starts))
+            for name, value in self._result(hidden_states, starts).items():
+                outputs[name] = value
         return outputs if return_dict else outputs.to_tuple()
 
     def _result(self, hidden_states: Tensor, starts: Tensor | None) -> ModelOutput:
