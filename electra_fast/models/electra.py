@@ -26,7 +26,7 @@ from electra_fast.models.heads import (
 )
 from electra_fast.models.layers import FlatEmbeddings, FlatLayer, generator_hidden, is_plain, needs_plain_operators
 from electra_fast.models.swap import Swapped, replaces
-from electra_fast.models.tower import FlatTower
+from electra_fast.models.tower import FlatTower, pop_return_dict
 from electra_fast.ops.generator_head import linear_cross_entropy_sample
 from electra_fast.ops.rtd_bce import rtd_bce
 
@@ -106,7 +106,7 @@ class ElectraForPreTraining(Swapped, stock.ElectraForPreTraining):
         arguments = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if labels is None or labels.is_floating_point() or needs_plain_operators():
             return super().forward(*arguments, labels, **kwargs)
-        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        return_dict = pop_return_dict(self.config, kwargs)
         outputs = super().forward(*arguments, return_dict=True, **kwargs)
         logits = outputs.logits
         counted = labels != IGNORED_LABEL
@@ -138,7 +138,7 @@ class ElectraForMaskedLM(Swapped, stock.ElectraForMaskedLM):
             return super().forward(*arguments, labels, **kwargs)
         if labels is None:
             raise ValueError("return_logits=False without labels leaves nothing to return: give labels")
-        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        return_dict = pop_return_dict(self.config, kwargs)
         outputs = self.electra(*arguments, return_dict=True, **kwargs)
         loss = self._loss_of_labelled(outputs.last_hidden_state.flatten(0, 1), labels.flatten())
         outputs = MaskedLMOutput(loss=loss, hidden_states=outputs.hidden_states, attentions=outputs.attentions)

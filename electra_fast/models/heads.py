@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
-from electra_fast.models.tower import READS_REAL_TOKENS, FlatTower, HeadReads
+from electra_fast.models.tower import READS_REAL_TOKENS, FlatTower, HeadReads, pop_return_dict
 from electra_fast.packing import packing_of_lengths
 
 IGNORED_LABEL = -100
@@ -104,7 +104,7 @@ class SpanHead:
         cu_seqlens = kwargs.get("cu_seq_lens_q")
         if cu_seqlens is None or start_positions is None or end_positions is None:
             return super().forward(*arguments, start_positions, end_positions, **kwargs)
-        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        return_dict = pop_return_dict(self.config, kwargs)
         outputs = super().forward(*arguments, return_dict=True, **kwargs)
         loss = _packed_span_loss(
             outputs.start_logits,

@@ -106,7 +106,7 @@ class FlatTower:
         head_reads: HeadReads = READS_REAL_TOKENS,
         **kwargs: Any,
     ) -> ModelOutput | tuple[Tensor, ...]:
-        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        return_dict = pop_return_dict(self.config, kwargs)
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         packing = None
         if kwargs.get("cu_seq_lens_q") is not None:
@@ -265,6 +265,12 @@ def _flatten(
         "position_ids": flatten(position_ids),
         "inputs_embeds": flatten(inputs_embeds),
     }
+
+
+def pop_return_dict(config: PretrainedConfig, kwargs: dict[str, Any]) -> bool:
+    """Takes the argument of that name out of `kwargs`; None, which wrappers such as PEFT pass on, asks the config."""
+    return_dict = kwargs.pop("return_dict", None)
+    return config.return_dict if return_dict is None else return_dict
 
 
 def first_tokens(packing: Packing) -> Tensor:
