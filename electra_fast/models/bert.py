@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as stock
 from transformers.utils import ModelOutput
@@ -47,7 +48,7 @@ class BertForPreTraining(Swapped, stock.BertForPreTraining):
 
 @replaces(stock.BertLMHeadModel)
 @reads(all_tokens_if_labelled)
-class BertLMHeadModel(Swapped, stock.BertLMHeadModel):
+class BertLMHeadModel(Swapped, stock.BertLMHeadModel, GenerationMixin):  # transformers looks for it in the bases
     accepts_loss_kwargs = True  # its loss divides by num_items_in_batch
 
 

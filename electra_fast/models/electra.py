@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.electra import modeling_electra as stock
 from transformers.models.electra.configuration_electra import ElectraConfig
@@ -78,7 +79,7 @@ class ElectraForMultipleChoice(Swapped, stock.ElectraForMultipleChoice):
 
 @replaces(stock.ElectraForCausalLM)
 @reads(all_tokens_if_labelled)
-class ElectraForCausalLM(Swapped, stock.ElectraForCausalLM):
+class ElectraForCausalLM(Swapped, stock.ElectraForCausalLM, GenerationMixin):  # transformers looks for it in the bases
     accepts_loss_kwargs = True  # its loss divides by num_items_in_batch
 
 
