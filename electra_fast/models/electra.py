@@ -3,9 +3,7 @@
 Same config, weights, state-dict keys, arguments and outputs; see `electra_fast.models.tower` for what differs.
 """
 
-from __future__ import annotations
-
-from typing import Any
+# Annotations are objects in this file: transformers looks into those of `**kwargs` for what a forward can output.
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +12,8 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.electra import modeling_electra as stock
 from transformers.models.electra.configuration_electra import ElectraConfig
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
 from electra_fast.models.heads import (
     IGNORED_LABEL,
@@ -102,7 +102,7 @@ class ElectraForPreTraining(Swapped, stock.ElectraForPreTraining):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> stock.ElectraForPreTrainingOutput | tuple[Tensor, ...]:
         arguments = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if labels is None or labels.is_floating_point() or needs_plain_operators():
@@ -132,7 +132,7 @@ class ElectraForMaskedLM(Swapped, stock.ElectraForMaskedLM):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         return_logits: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput | tuple[Tensor, ...]:
         arguments = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if return_logits:

@@ -1,6 +1,6 @@
 """A tower (`ElectraModel`, `BertModel`) without its padding: packed once, layers on flat tokens, padded once."""
 
-from __future__ import annotations
+# Annotations are objects in this file: transformers looks into those of `**kwargs` for what a forward can output.
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 
 from electra_fast.models.layers import FlatBatch, FlatEmbeddings, FlatLayer, is_observed, needs_plain_operators
 from electra_fast.ops.random import draw_seed, sequence_of_tokens
@@ -104,7 +105,7 @@ class FlatTower:
         use_cache: bool | None = None,
         *,
         head_reads: HeadReads = READS_REAL_TOKENS,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ModelOutput | tuple[Tensor, ...]:
         return_dict = kwargs.pop("return_dict", self.config.return_dict)
         tokens = input_ids if inputs_embeds is None else inputs_embeds
@@ -156,7 +157,7 @@ class FlatTower:
         config = self.config
         if config._attn_implementation not in _ATTENTION or needs_plain_operators() or config.is_decoder:
             return False
-        if getattr(config, "is_causal", None) or config.chunk_size_feed_forward > 0:
+        if getattr(config, "is_causal", None):
             return False
         for name, value in kwargs.items():
             if name not in _IGNORED_ARGUMENTS and value is not None and value is not False:
