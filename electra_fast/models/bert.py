@@ -28,11 +28,13 @@ class BertEmbeddings(FlatEmbeddings, stock.BertEmbeddings):
 
 @replaces(stock.BertLayer)
 class BertLayer(FlatLayer, stock.BertLayer):
-    pass
+    stock_parts = (stock.BertAttention, stock.BertSelfAttention, stock.BertSelfOutput, stock.BertOutput)
 
 
 @replaces(stock.BertModel)
 class BertModel(Swapped, FlatTower, stock.BertModel):
+    stock_encoder = stock.BertEncoder
+
     def _result(self, hidden_states: Tensor, starts: Tensor | None) -> ModelOutput:
         pooled = None
         if self.pooler is not None:

@@ -51,12 +51,12 @@ class ElectraEmbeddings(FlatEmbeddings, stock.ElectraEmbeddings):
 
 @replaces(stock.ElectraLayer)
 class ElectraLayer(FlatLayer, stock.ElectraLayer):
-    pass
+    stock_parts = (stock.ElectraAttention, stock.ElectraSelfAttention, stock.ElectraSelfOutput, stock.ElectraOutput)
 
 
 @replaces(stock.ElectraModel)
 class ElectraModel(Swapped, FlatTower, stock.ElectraModel):
-    pass
+    stock_encoder = stock.ElectraEncoder
 
 
 @replaces(stock.ElectraForSequenceClassification)

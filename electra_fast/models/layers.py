@@ -73,6 +73,16 @@ class FlatEmbeddings:
 class FlatLayer:
     """Mixed into `ElectraLayer` and `BertLayer`: attention, then a feed-forward network, on flat tokens."""
 
+    # Classes of attention, attention.self, attention.output and output, whose work `forward` does on flat tokens.
+    stock_parts: tuple[type[nn.Module], ...]
+
+    def is_intact(self) -> bool:
+        """Whether the layer's parts are transformers' own, and nobody has put another forward into one."""
+        parts = (self.attention, self.attention.self, self.attention.output, self.output)
+        if tuple(type(part) for part in parts) != self.stock_parts:
+            return False
+        return not any("forward" in module.__dict__ for module in (self, *parts))
+
     def forward(
         self,
         hidden_states: Tensor,

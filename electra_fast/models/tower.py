@@ -92,6 +92,8 @@ class FlatTower:
     `max_length_q`. Packed sequences never see each other; where there are no `position_ids`, each begins at 0.
     """
 
+    stock_encoder: type[nn.Module]
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -167,7 +169,15 @@ class FlatTower:
         # Which tokens are real decides shapes, which a compiled graph can't wait for.
         if attention_mask is not None and (attention_mask.dim() != 2 or torch.compiler.is_compiling()):
             return False
-        return all(isinstance(layer, FlatLayer) for layer in self.encoder.layer) and not is_observed(self)
+        return self._is_intact() and not is_observed(self)
+
+    def _is_intact(self) -> bool:
+        """Whether the tower's parts are ours or transformers' own, and nobody has put another forward into one."""
+        if not isinstance(self.embeddings, FlatEmbeddings) or type(self.encoder) is not self.stock_encoder:
+            return False
+        if "forward" in self.embeddings.__dict__ or "forward" in self.encoder.__dict__:
+            return False
+        return all(isinstance(layer, FlatLayer) and layer.is_intact() for layer in self.encoder.layer)
 
     def _flat_hidden_states(self, packing: Packing, flat: dict[str, Tensor | None], head_reads: HeadReads) -> Tensor:
         """[B, S, H] of a padded batch, with zeros for padding; [1, T, H] of a packed one; or first tokens [B, 1, H]."""
