@@ -3,16 +3,17 @@
 Same config, weights, state-dict keys, arguments and outputs; see `electra_fast.models.tower` for what differs.
 """
 
-from __future__ import annotations
-
-from typing import Any
+# Annotations are objects in this file: transformers looks into those of `**kwargs` for what a forward can output.
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.electra import modeling_electra as stock
 from transformers.models.electra.configuration_electra import ElectraConfig
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
 from electra_fast.models.heads import (
     IGNORED_LABEL,
@@ -50,12 +51,12 @@ class ElectraEmbeddings(FlatEmbeddings, stock.ElectraEmbeddings):
 
 @replaces(stock.ElectraLayer)
 class ElectraLayer(FlatLayer, stock.ElectraLayer):
-    pass
+    stock_parts = (stock.ElectraAttention, stock.ElectraSelfAttention, stock.ElectraSelfOutput, stock.ElectraOutput)
 
 
 @replaces(stock.ElectraModel)
 class ElectraModel(Swapped, FlatTower, stock.ElectraModel):
-    pass
+    stock_encoder = stock.ElectraEncoder
 
 
 @replaces(stock.ElectraForSequenceClassification)
@@ -78,7 +79,7 @@ class ElectraForMultipleChoice(Swapped, stock.ElectraForMultipleChoice):
 
 @replaces(stock.ElectraForCausalLM)
 @reads(all_tokens_if_labelled)
-class ElectraForCausalLM(Swapped, stock.ElectraForCausalLM):
+class ElectraForCausalLM(Swapped, stock.ElectraForCausalLM, GenerationMixin):  # transformers looks for it in the bases
     accepts_loss_kwargs = True  # its loss divides by num_items_in_batch
 
 
@@ -101,7 +102,7 @@ class ElectraForPreTraining(Swapped, stock.ElectraForPreTraining):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> stock.ElectraForPreTrainingOutput | tuple[Tensor, ...]:
         arguments = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if labels is None or labels.is_floating_point() or needs_plain_operators():
@@ -131,7 +132,7 @@ class ElectraForMaskedLM(Swapped, stock.ElectraForMaskedLM):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         return_logits: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput | tuple[Tensor, ...]:
         arguments = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if return_logits:

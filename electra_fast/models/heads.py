@@ -1,6 +1,6 @@
 """What each head of transformers' ELECTRA and BERT reads of its tower's result, and losses of packed batches."""
 
-from __future__ import annotations
+# Annotations are objects in this file: transformers looks into those of `**kwargs` for what a forward can output.
 
 import functools
 import inspect
@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
 from electra_fast.models.tower import READS_REAL_TOKENS, FlatTower, HeadReads, pop_return_dict
 from electra_fast.packing import packing_of_lengths
@@ -98,7 +100,7 @@ class SpanHead:
         inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput | tuple[Tensor, ...]:
         arguments = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         cu_seqlens = kwargs.get("cu_seq_lens_q")

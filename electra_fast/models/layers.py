@@ -75,6 +75,16 @@ class FlatEmbeddings:
 class FlatLayer:
     """Mixed into `ElectraLayer` and `BertLayer`: attention, then a feed-forward network, on flat tokens."""
 
+    # Classes of attention, attention.self, attention.output and output, whose work `forward` does on flat tokens.
+    stock_parts: tuple[type[nn.Module], ...]
+
+    def is_intact(self) -> bool:
+        """Whether the layer's parts are transformers' own, and nobody has put another forward into one."""
+        parts = (self.attention, self.attention.self, self.attention.output, self.output)
+        if tuple(type(part) for part in parts) != self.stock_parts:
+            return False
+        return not any("forward" in module.__dict__ for module in (self, *parts))
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -94,8 +104,16 @@ class FlatLayer:
             context, hidden_states = context.index_select(1, rows), hidden_states.index_select(1, rows)
             row_ids = rows if row_ids is None else row_ids.index_select(0, rows)
         hidden_states = _add_and_norm(self.attention.output, context, hidden_states, flat.seed, stream + 1, row_ids)
-        intermediate = _intermediate(self.intermediate, hidden_states)
-        return _add_and_norm(self.output, intermediate, hidden_states, flat.seed, stream + 2, row_ids)
+        chunk = self.chunk_size_feed_forward * flat.packing.batch_size  # as many tokens at once as in transformers
+        if chunk == 0:
+            return self._feed_forward(hidden_states, flat.seed, stream + 2, row_ids)
+        if row_ids is None:
+            row_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+        chunks = zip(hidden_states.split(chunk, dim=1), row_ids.split(chunk), strict=True)
+        return torch.cat([self._feed_forward(x, flat.seed, stream + 2, names) for x, names in chunks], dim=1)
+
+    def _feed_forward(self, x: Tensor, seed: Tensor | None, stream: int, row_ids: Tensor | None) -> Tensor:
+        return _add_and_norm(self.output, _intermediate(self.intermediate, x), x, seed, stream, row_ids)
 
 
 def _attend(module: nn.Module, hidden_states: Tensor, flat: FlatBatch, stream: int) -> Tensor:
