@@ -22,6 +22,8 @@ _PUBLIC = {
     "ElectraForMultipleChoice": "electra_fast.models",
     "ElectraForCausalLM": "electra_fast.models",
     "ElectraForJointPreTraining": "electra_fast.models",
+    "optimize": "electra_fast.models",
+    "patch_transformers": "electra_fast.models",
 }
 _SUBPACKAGES = {"ops", "models", "data", "pretraining"}
 

@@ -65,6 +65,25 @@ def packing_of_mask(attention_mask: Tensor) -> Packing:
     return Packing(cu_seqlens, is_real, torch.where(is_real, order, slots), padding_mask, batch_size, max_seqlen)
 
 
+def packing_without_padding(attention_mask: Tensor, refuse: Tensor | bool = False) -> Packing | None:
+    """Like `packing_of_mask`, but T is the number of real tokens, for which this waits for the device, once.
+
+    None if a row is all padding, or if `refuse` (bool, 0-d) holds.
+    """
+    batch_size, max_seqlen = attention_mask.shape
+    padding_mask = attention_mask != 0
+    lengths = padding_mask.sum(dim=1)
+    refuse = torch.as_tensor(refuse, device=lengths.device)
+    num_tokens, shortest, refused = torch.stack([lengths.sum(), lengths.amin(), refuse.long()]).tolist()
+    if refused or shortest == 0:
+        return None
+    if num_tokens == batch_size * max_seqlen:
+        return packing_of_full(batch_size, max_seqlen, attention_mask.device)
+    index = torch.nonzero_static(padding_mask.flatten(), size=num_tokens).squeeze(1)
+    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    return Packing(cu_seqlens, torch.ones_like(index, dtype=torch.bool), index, padding_mask, batch_size, max_seqlen)
+
+
 def packing_of_full(batch_size: int, max_seqlen: int, device: torch.device) -> Packing:
     """The packing of padded tokens [B, S] without any padding."""
     slots = batch_size * max_seqlen

@@ -1,4 +1,4 @@
-"""ELECTRA models: the drop-in classes and the joint generator and discriminator."""
+"""ELECTRA models: the drop-in classes, what makes stock models fast, and the joint generator and discriminator."""
 
 from electra_fast.models.electra import (
     ElectraConfig,
@@ -13,6 +13,7 @@ from electra_fast.models.electra import (
 )
 from electra_fast.models.initialization import initialize_weights
 from electra_fast.models.joint import ElectraForJointPreTraining, JointPreTrainingOutput
+from electra_fast.models.optimize import optimize, patch_transformers
 
 __all__ = [
     "ElectraConfig",
@@ -27,4 +28,6 @@ __all__ = [
     "ElectraModel",
     "JointPreTrainingOutput",
     "initialize_weights",
+    "optimize",
+    "patch_transformers",
 ]

@@ -273,8 +273,10 @@ def test_checkpoints_load_in_stock_transformers_with_the_same_logits(tmp_path, r
     discriminator = transformers.ElectraForPreTraining.from_pretrained(tmp_path / "discriminator").eval()
     generator = transformers.ElectraForMaskedLM.from_pretrained(tmp_path / "generator").eval()
     with torch.no_grad():
-        assert torch.equal(discriminator(**kwargs).logits, model.discriminator(**kwargs).logits)
-        assert torch.equal(generator(**kwargs).logits, model.generator(**kwargs).logits)
+        for stock, ours in ((discriminator, model.discriminator), (generator, model.generator)):
+            assert type(stock) is not type(ours)
+            difference = stock(**kwargs).logits - ours(**kwargs).logits
+            assert float(difference[batch.mask].abs().max()) <= 2e-5
 
         packing = model.packing(batch.flat, None, batch.cu_seqlens)
         flat = model.discriminate(batch.flat, packing)
@@ -302,6 +304,18 @@ def test_compiles_to_one_graph_with_the_same_masks(dropout, rng_seed):
         assert float(ours.loss) == pytest.approx(float(eager.loss), rel=1e-5)
         ours.loss.backward()
     assert model.discriminator.electra.embeddings.word_embeddings.weight.grad.isfinite().all()
+
+
+def test_packed_input_compiles_to_one_graph(rng_seed):
+    model = joint_model(dropout=0.1)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    for lengths, max_seqlen in (((20, 7, 3), None), ((11, 24, 9), 24)):
+        batch = ragged_batch(rng_seed, lengths)
+        kwargs = {"cu_seqlens": batch.cu_seqlens, "seed": torch.tensor(rng_seed), "max_seqlen": max_seqlen}
+        ours, eager = compiled(batch.flat, **kwargs), model(batch.flat, **kwargs)
+        assert torch.equal(ours.corrupted_ids, eager.corrupted_ids)
+        assert float(ours.loss) == pytest.approx(float(eager.loss), rel=1e-5)
+        ours.loss.backward()
 
 
 def test_initialization_is_the_originals(rng_seed):

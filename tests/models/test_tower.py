@@ -7,9 +7,10 @@ import pytest
 import torch
 import transformers
 
-from electra_fast import ElectraConfig
+from electra_fast import ElectraConfig, optimize
 from electra_fast.models import initialize_weights
-from electra_fast.models.encoder import encode
+from electra_fast.models.layers import FlatBatch
+from electra_fast.models.tower import encode
 from electra_fast.ops.random import row_ids_for
 from electra_fast.packing import packing_of_full, packing_of_lengths, packing_of_mask
 
@@ -51,7 +52,9 @@ def test_hidden_states_and_gradients_equal_stock(embedding_size, lengths, rng_se
     expected_grads = torch.autograd.grad(expected, list(tower.parameters()), upstream, allow_unused=True)
 
     packing = packing_of_full(*ids.shape, ids.device) if mask.all() else packing_of_mask(mask)
-    flat = encode(tower, packing.unpad(ids), packing, token_type_ids=packing.unpad(types))[packing.is_real]
+    optimize(tower)
+    batch = FlatBatch(packing, None, None)
+    flat = encode(tower, batch, input_ids=packing.unpad(ids), token_type_ids=packing.unpad(types))[packing.is_real]
     grads = torch.autograd.grad(flat, list(tower.parameters()), upstream, allow_unused=True)
 
     assert float((flat - expected).detach().abs().max()) <= 2e-5
@@ -62,7 +65,7 @@ def test_hidden_states_and_gradients_equal_stock(embedding_size, lengths, rng_se
 
 
 def test_dropout_follows_the_text_through_padding_packing_and_order(rng_seed):
-    tower = tower_of(dropout=0.3)
+    tower = optimize(tower_of(dropout=0.3))
     lengths = (17, 3, 9, 24)
     ids, mask = ragged(rng_seed, lengths)
     names = torch.tensor([5, 900, 2**33, 7])
@@ -70,21 +73,25 @@ def test_dropout_follows_the_text_through_padding_packing_and_order(rng_seed):
 
     padded = packing_of_mask(mask)
     rows = row_ids_for(names, padded.cu_seqlens, ids.numel())
-    expected = encode(tower, padded.unpad(ids), padded, seed=seed, row_ids=rows)[padded.is_real]
+    expected = encode(tower, FlatBatch(padded, seed, rows), input_ids=padded.unpad(ids))[padded.is_real]
 
     cu_seqlens = torch.tensor(np.cumsum((0, *lengths)), dtype=torch.int32)
     packed = packing_of_lengths(cu_seqlens, sum(lengths), max(lengths))
     rows = row_ids_for(names, cu_seqlens, sum(lengths))
-    assert float((encode(tower, ids[mask], packed, seed=seed, row_ids=rows) - expected).detach().abs().max()) <= 2e-5
+    assert (
+        float((encode(tower, FlatBatch(packed, seed, rows), input_ids=ids[mask]) - expected).detach().abs().max())
+        <= 2e-5
+    )
 
     alone = packing_of_full(1, 9, ids.device)
     rows = row_ids_for(names[2:3], alone.cu_seqlens, 9)
-    third = encode(tower, ids[2, :9], alone, seed=seed, row_ids=rows)
+    third = encode(tower, FlatBatch(alone, seed, rows), input_ids=ids[2, :9])
     assert float((third - expected[20:29]).detach().abs().max()) <= 2e-5
 
-    others = encode(tower, ids[2, :9], alone, seed=seed + 1, row_ids=rows)
+    others = encode(tower, FlatBatch(alone, seed + 1, rows), input_ids=ids[2, :9])
     assert float((others - third).detach().abs().max()) > 0.1
-    dropped = encode(tower, ids[2, :9], alone, seed=seed, stream=10, row_ids=rows)
+    dropped = encode(tower, FlatBatch(alone, seed, rows), input_ids=ids[2, :9], stream=10)
     assert float((dropped - third).detach().abs().max()) > 0.1
     tower.eval()
-    assert torch.equal(encode(tower, ids[2, :9], alone), encode(tower, ids[2, :9], alone, seed=seed, stream=3))
+    quiet = encode(tower, FlatBatch(alone, None, None), input_ids=ids[2, :9])
+    assert torch.equal(quiet, encode(tower, FlatBatch(alone, seed, None), input_ids=ids[2, :9], stream=3))

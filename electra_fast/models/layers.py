@@ -1,0 +1,253 @@
+"""Embeddings and layer of transformers' ELECTRA and BERT on flat tokens: its modules and weights, our operators.
+
+Without `flat` a layer does what transformers does. T tokens, H hidden, E embedding, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from transformers.activations import GELUActivation
+
+from electra_fast.attention import attention
+from electra_fast.ops.embedding import embedding_layer_norm
+from electra_fast.ops.layer_norm import dropout_add_layer_norm, layer_norm
+from electra_fast.packing import Packing
+
+# Hooks of these packages neither look at the shapes of hidden states nor change them.
+_INDIFFERENT_HOOKS = ("transformers.", "torch.distributed.")
+
+
+class FlatBatch(NamedTuple):
+    """What a layer needs to know of its flat tokens."""
+
+    packing: Packing
+    seed: Tensor | None  # of the dropout, int64 0-d
+    row_ids: Tensor | None  # int64 [T], names of the tokens for the dropout; None: 0..T-1
+    backend: str | None = None  # of attention; None: the fastest
+
+
+class FlatEmbeddings:
+    """Mixed into `ElectraEmbeddings` and `BertEmbeddings`: three look-ups, LayerNorm and dropout in one operator."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values_length: int = 0,
+        *,
+        seed: Tensor | None = None,
+        stream: int = 0,
+        row_ids: Tensor | None = None,
+    ) -> Tensor:
+        word, types, positions = self.word_embeddings, self.token_type_embeddings, self.position_embeddings
+        fused = inputs_embeds is None and not needs_plain_operators() and is_plain(self.LayerNorm, nn.LayerNorm)
+        if not (fused and is_plain(self.dropout, nn.Dropout) and all(map(_is_plain_table, (word, types, positions)))):
+            return super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
+        if position_ids is None:
+            position_ids = self.position_ids[:, past_key_values_length : past_key_values_length + input_ids.shape[1]]
+        rows = embedding_layer_norm(
+            input_ids.reshape(-1),
+            None if token_type_ids is None else token_type_ids.expand_as(input_ids).reshape(-1),
+            position_ids.expand_as(input_ids).reshape(-1),
+            word.weight,
+            types.weight,
+            positions.weight,
+            self.LayerNorm.weight,
+            self.LayerNorm.bias,
+            p=rate(self.dropout),
+            eps=self.LayerNorm.eps,
+            seed=seed,
+            stream=stream,
+            row_ids=row_ids,
+            padding_idx=word.padding_idx,
+        )
+        return rows.view(*input_ids.shape, -1)
+
+
+class FlatLayer:
+    """Mixed into `ElectraLayer` and `BertLayer`: attention, then a feed-forward network, on flat tokens."""
+
+    # Classes of attention, attention.self, attention.output and output, whose work `forward` does on flat tokens.
+    stock_parts: tuple[type[nn.Module], ...]
+
+    def is_intact(self) -> bool:
+        """Whether the layer's parts are transformers' own, and nobody has put another forward into one."""
+        parts = (self.attention, self.attention.self, self.attention.output, self.output)
+        if tuple(type(part) for part in parts) != self.stock_parts:
+            return False
+        return not any("forward" in module.__dict__ for module in (self, *parts))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        flat: FlatBatch | None = None,
+        stream: int = 0,
+        rows: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """[1, T, H] -> [1, T, H], or [1, R, H] where `rows` [R] names the tokens that are wanted."""
+        if flat is None:
+            return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        context = _attend(self.attention.self, hidden_states, flat, stream)
+        row_ids = flat.row_ids
+        if rows is not None:
+            context, hidden_states = context.index_select(1, rows), hidden_states.index_select(1, rows)
+            row_ids = rows if row_ids is None else row_ids.index_select(0, rows)
+        hidden_states = _add_and_norm(self.attention.output, context, hidden_states, flat.seed, stream + 1, row_ids)
+        chunk = self.chunk_size_feed_forward * flat.packing.batch_size  # as many tokens at once as in transformers
+        if chunk == 0:
+            return self._feed_forward(hidden_states, flat.seed, stream + 2, row_ids)
+        if row_ids is None:
+            row_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+        chunks = zip(hidden_states.split(chunk, dim=1), row_ids.split(chunk), strict=True)
+        return torch.cat([self._feed_forward(x, flat.seed, stream + 2, names) for x, names in chunks], dim=1)
+
+    def _feed_forward(self, x: Tensor, seed: Tensor | None, stream: int, row_ids: Tensor | None) -> Tensor:
+        return _add_and_norm(self.output, _intermediate(self.intermediate, x), x, seed, stream, row_ids)
+
+
+def _attend(module: nn.Module, hidden_states: Tensor, flat: FlatBatch, stream: int) -> Tensor:
+    """[1, T, H] -> [1, T, H]: each token attends to those of its sequence."""
+    rows = hidden_states.squeeze(0)
+    q, k, v = (x.unflatten(-1, (-1, module.attention_head_size)) for x in _projections(module, rows))
+    context = attention(
+        q,  # [T, heads, D]
+        k,
+        v,
+        flat.packing.cu_seqlens,
+        flat.packing.max_seqlen,
+        p=module.dropout.p if module.training else 0.0,
+        seed=flat.seed,
+        stream=stream,
+        row_ids=flat.row_ids,
+        scale=module.scaling,
+        backend=flat.backend,
+    )
+    return context.flatten(1).unsqueeze(0)
+
+
+def _projections(module: nn.Module, hidden_states: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values [T, H], in one matrix product where nothing is wrapped around their layers."""
+    layers = (module.query, module.key, module.value)
+    if not all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers):
+        return tuple(layer(hidden_states) for layer in layers)
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
+    return F.linear(hidden_states, weight, bias).chunk(3, dim=-1)
+
+
+def _intermediate(module: nn.Module, hidden_states: Tensor) -> Tensor:
+    """transformers' Intermediate: a linear layer and its activation; oneDNN does both in one pass where it can."""
+    dense, activation = module.dense, module.intermediate_act_fn
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()  # whose compiler makes this choice itself
+        or hidden_states.device.type != "cpu"
+        or hidden_states.dtype != torch.float32
+        or torch.is_autocast_enabled("cpu")
+        or not (type(activation) is GELUActivation and activation.act is F.gelu and not _has_hooks(activation))
+        or not is_plain(dense, nn.Linear)
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return module(hidden_states)
+    return torch.ops.mkldnn._linear_pointwise(hidden_states, dense.weight, dense.bias, "gelu", [], "none")
+
+
+def _add_and_norm(
+    output: nn.Module, x: Tensor, residual: Tensor, seed: Tensor | None, stream: int, row_ids: Tensor | None
+) -> Tensor:
+    """LayerNorm(dropout(dense(x)) + residual): transformers' SelfOutput and Output."""
+    x, norm, dropout = output.dense(x), output.LayerNorm, output.dropout
+    if not (is_plain(norm, nn.LayerNorm) and is_plain(dropout, nn.Dropout)):
+        return norm(dropout(x) + residual)
+    if row_ids is not None:
+        row_ids = row_ids.unsqueeze(0)
+    return dropout_add_layer_norm(
+        x,
+        residual,
+        norm.weight,
+        norm.bias,
+        p=rate(dropout),
+        eps=norm.eps,
+        seed=seed,
+        stream=stream,
+        row_ids=row_ids,
+    )
+
+
+def generator_hidden(predictions: nn.Module, hidden_states: Tensor) -> Tensor:
+    """`ElectraGeneratorPredictions`: [M, H] -> [M, E], all that comes before the projection onto the vocabulary."""
+    hidden_states = predictions.activation(predictions.dense(hidden_states))
+    norm = predictions.LayerNorm
+    if needs_plain_operators() or not is_plain(norm, nn.LayerNorm):
+        return norm(hidden_states)
+    return layer_norm(hidden_states, norm.weight, norm.bias, eps=norm.eps)
+
+
+def rate(dropout: nn.Dropout) -> float:
+    return dropout.p if dropout.training else 0.0
+
+
+def needs_plain_operators() -> bool:
+    """Whether a graph for another program is made, or a functorch transform or forward mode runs: ours don't do."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of `module` does what `kind` does with its own weights, and nothing else.
+
+    False for subclasses (adapters, quantised layers, parametrisations), for modules with hooks or a forward of their
+    own (offloading), for weights that are tensor subclasses, and for dropout of everything.
+    """
+    if type(module) is not kind or "forward" in module.__dict__ or _has_hooks(module):
+        return False
+    if kind is nn.Dropout:
+        return module.p < 1.0
+    return all(type(weight) in (nn.Parameter, Tensor) for weight in module._parameters.values())
+
+
+def _is_plain_table(module: nn.Module) -> bool:
+    # These options of nn.Embedding change weights or their gradients.
+    return is_plain(module, nn.Embedding) and not (module.max_norm or module.sparse or module.scale_grad_by_freq)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def is_observed(module: nn.Module) -> bool:
+    """Whether a hook on `module` or below wants to see what transformers computes there."""
+    pending = [module]
+    while pending:
+        module = pending.pop()
+        if _has_hooks(module) and any(map(_observes, _hooks(module))):
+            return True
+        pending.extend(child for child in module._modules.values() if child is not None)
+    return False
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    yield from module._forward_hooks.values()
+    yield from module._forward_pre_hooks.values()
+    yield from module._backward_hooks.values()
+    yield from module._backward_pre_hooks.values()
+
+
+def _observes(hook: Any) -> bool:
+    return not (getattr(hook, "__module__", None) or "").startswith(_INDIFFERENT_HOOKS)
