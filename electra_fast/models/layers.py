@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from transformers.activations import GELUActivation
 
 from electra_fast.attention import attention
 from electra_fast.ops.embedding import embedding_layer_norm
@@ -73,12 +75,12 @@ class FlatEmbeddings:
 class FlatLayer:
     """Mixed into `ElectraLayer` and `BertLayer`: attention, then a feed-forward network, on flat tokens."""
 
-    # Classes of attention, attention.self, attention.output and output, whose work `forward` does on flat tokens.
+    # The classes of the parts whose work `forward` does itself on flat tokens.
     stock_parts: tuple[type[nn.Module], ...]
 
     def is_intact(self) -> bool:
         """Whether the layer's parts are transformers' own, and nobody has put another forward into one."""
-        parts = (self.attention, self.attention.self, self.attention.output, self.output)
+        parts = (self.attention, self.attention.self, self.attention.output, self.intermediate, self.output)
         if tuple(type(part) for part in parts) != self.stock_parts:
             return False
         return not any("forward" in module.__dict__ for module in (self, *parts))
@@ -111,12 +113,13 @@ class FlatLayer:
         return torch.cat([self._feed_forward(x, flat.seed, stream + 2, names) for x, names in chunks], dim=1)
 
     def _feed_forward(self, x: Tensor, seed: Tensor | None, stream: int, row_ids: Tensor | None) -> Tensor:
-        return _add_and_norm(self.output, self.intermediate(x), x, seed, stream, row_ids)
+        return _add_and_norm(self.output, _intermediate(self.intermediate, x), x, seed, stream, row_ids)
 
 
 def _attend(module: nn.Module, hidden_states: Tensor, flat: FlatBatch, stream: int) -> Tensor:
     """[1, T, H] -> [1, T, H]: each token attends to those of its sequence."""
-    q, k, v = (x[0].unflatten(-1, (-1, module.attention_head_size)) for x in _projections(module, hidden_states))
+    rows = hidden_states.squeeze(0)
+    q, k, v = (x.unflatten(-1, (-1, module.attention_head_size)) for x in _projections(module, rows))
     context = attention(
         q,  # [T, heads, D]
         k,
@@ -134,13 +137,30 @@ def _attend(module: nn.Module, hidden_states: Tensor, flat: FlatBatch, stream: i
 
 
 def _projections(module: nn.Module, hidden_states: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values, in one matrix product where nothing is wrapped around their layers."""
+    """Queries, keys and values [T, H], in one matrix product where nothing is wrapped around their layers."""
     layers = (module.query, module.key, module.value)
     if not all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers):
         return tuple(layer(hidden_states) for layer in layers)
     weight = torch.cat([layer.weight for layer in layers])
     bias = torch.cat([layer.bias for layer in layers])
     return F.linear(hidden_states, weight, bias).chunk(3, dim=-1)
+
+
+def _intermediate(module: nn.Module, hidden_states: Tensor) -> Tensor:
+    """transformers' Intermediate: a linear layer and its activation; oneDNN does both in one pass where it can."""
+    dense, activation = module.dense, module.intermediate_act_fn
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()  # whose compiler makes this choice itself
+        or hidden_states.device.type != "cpu"
+        or hidden_states.dtype != torch.float32
+        or torch.is_autocast_enabled("cpu")
+        or not (type(activation) is GELUActivation and activation.act is F.gelu and not _has_hooks(activation))
+        or not is_plain(dense, nn.Linear)
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return module(hidden_states)
+    return torch.ops.mkldnn._linear_pointwise(hidden_states, dense.weight, dense.bias, "gelu", [], "none")
 
 
 def _add_and_norm(
@@ -169,7 +189,7 @@ def generator_hidden(predictions: nn.Module, hidden_states: Tensor) -> Tensor:
     """`ElectraGeneratorPredictions`: [M, H] -> [M, E], all that comes before the projection onto the vocabulary."""
     hidden_states = predictions.activation(predictions.dense(hidden_states))
     norm = predictions.LayerNorm
-    if not is_plain(norm, nn.LayerNorm):
+    if needs_plain_operators() or not is_plain(norm, nn.LayerNorm):
         return norm(hidden_states)
     return layer_norm(hidden_states, norm.weight, norm.bias, eps=norm.eps)
 
@@ -179,10 +199,12 @@ def rate(dropout: nn.Dropout) -> float:
 
 
 def needs_plain_operators() -> bool:
-    """Whether a graph for another program is being made, or a functorch transform runs: ours would not do."""
+    """Whether a graph for another program is made, or a functorch transform or forward mode runs: ours don't do."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return True
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

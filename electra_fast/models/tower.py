@@ -109,7 +109,7 @@ class FlatTower:
         head_reads: HeadReads = READS_REAL_TOKENS,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ModelOutput | tuple[Tensor, ...]:
-        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        return_dict = pop_return_dict(self.config, kwargs)
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         packing = None
         if kwargs.get("cu_seq_lens_q") is not None:
@@ -147,7 +147,8 @@ class FlatTower:
             hidden_states = outputs.last_hidden_state
             if head_reads.first_only:
                 hidden_states = hidden_states[0, first_tokens(packing)].unsqueeze(1)
-            outputs.update(self._result(hidden_states, starts))
+            for name, value in self._result(hidden_states, starts).items():
+                outputs[name] = value
         return outputs if return_dict else outputs.to_tuple()
 
     def _result(self, hidden_states: Tensor, starts: Tensor | None) -> ModelOutput:
@@ -275,6 +276,12 @@ def _flatten(
         "position_ids": flatten(position_ids),
         "inputs_embeds": flatten(inputs_embeds),
     }
+
+
+def pop_return_dict(config: PretrainedConfig, kwargs: dict[str, Any]) -> bool:
+    """Takes the argument of that name out of `kwargs`; None, which wrappers such as PEFT pass on, asks the config."""
+    return_dict = kwargs.pop("return_dict", None)
+    return config.return_dict if return_dict is None else return_dict
 
 
 def first_tokens(packing: Packing) -> Tensor:
