@@ -133,10 +133,9 @@ def test_signatures_of_forward(family):
     assert layer[-1] == "kwargs"
     for name, cls in vars(module).items():
         if name.startswith(f"{family}For") and isinstance(cls, type) and issubclass(cls, PreTrainedModel):
-            # heads.py finds attention_mask and labels by their places
             arguments = parameters(cls.forward)
-            assert arguments[2] == "attention_mask", name
-            assert arguments[6] in ("labels", "start_positions"), name
+            assert "attention_mask" in arguments, name  # the names that heads.py looks for
+            assert "labels" in arguments or "start_positions" in arguments, name
 
 
 @pytest.mark.parametrize("stock", SWAPS, ids=lambda stock: stock.__name__)
