@@ -443,6 +443,26 @@ def test_hooks_of_users_see_transformers_shapes(place, kind, flat_calls):
     assert flat_calls == [model]
 
 
+def test_hooks_on_all_modules_see_transformers_shapes(flat_calls):
+    stock = stock_model()
+    model = optimize(copy.deepcopy(stock))
+    seen: list[tuple[str, torch.Size]] = []
+
+    def hook(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            seen.append((type(module).__name__, output.shape))  # our classes have the same names
+
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    try:
+        assert_equal_results(model, stock)
+    finally:
+        handle.remove()
+    half = len(seen) // 2
+    assert seen[:half] == seen[half:]
+    assert seen
+    assert not flat_calls
+
+
 class WithAdapter(nn.Linear):
     """What LoRA layers are: a Linear that does more."""
 

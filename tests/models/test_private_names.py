@@ -228,6 +228,7 @@ def test_the_module_of_transformers_is_a_lazy_one():
 def test_private_names_of_torch():
     assert hasattr(torch._C._functorch, "peek_interpreter_stack")
     assert torch._C._functorch.peek_interpreter_stack() is None
+    assert not nn.modules.module._has_any_global_hook()
     module = nn.Linear(1, 1)
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_modules"):
         assert isinstance(getattr(module, name), dict), name
