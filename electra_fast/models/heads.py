@@ -1,6 +1,6 @@
 """What each head of transformers' ELECTRA and BERT reads of its tower's result, and losses of packed batches."""
 
-from __future__ import annotations
+# Annotations are objects in this file: transformers looks into those of `**kwargs` for what a forward can output.
 
 import functools
 import inspect
@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
-from electra_fast.models.tower import READS_REAL_TOKENS, FlatTower, HeadReads
+from electra_fast.models.tower import READS_REAL_TOKENS, FlatTower, HeadReads, pop_return_dict
 from electra_fast.packing import packing_of_lengths
 
 IGNORED_LABEL = -100
@@ -98,13 +100,13 @@ class SpanHead:
         inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput | tuple[Tensor, ...]:
         arguments = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         cu_seqlens = kwargs.get("cu_seq_lens_q")
         if cu_seqlens is None or start_positions is None or end_positions is None:
             return super().forward(*arguments, start_positions, end_positions, **kwargs)
-        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        return_dict = pop_return_dict(self.config, kwargs)
         outputs = super().forward(*arguments, return_dict=True, **kwargs)
         loss = _packed_span_loss(
             outputs.start_logits,
