@@ -15,7 +15,7 @@ from electra_fast.models.heads import (
     labelled_tokens,
     reads,
 )
-from electra_fast.models.layers import FlatEmbeddings, FlatLayer
+from electra_fast.models.layers import FlatEmbeddings, FlatLayer, norm_of_head
 from electra_fast.models.swap import Swapped, replaces
 from electra_fast.models.tower import FlatTower
 
@@ -28,6 +28,12 @@ class BertEmbeddings(FlatEmbeddings, stock.BertEmbeddings):
 @replaces(stock.BertLayer)
 class BertLayer(FlatLayer, stock.BertLayer):
     pass
+
+
+@replaces(stock.BertPredictionHeadTransform)
+class BertPredictionHeadTransform(stock.BertPredictionHeadTransform):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return norm_of_head(self.LayerNorm, self.transform_act_fn(self.dense(hidden_states)))
 
 
 @replaces(stock.BertModel)

@@ -53,6 +53,12 @@ class ElectraLayer(FlatLayer, stock.ElectraLayer):
     pass
 
 
+@replaces(stock.ElectraGeneratorPredictions)
+class ElectraGeneratorPredictions(stock.ElectraGeneratorPredictions):
+    def forward(self, generator_hidden_states: Tensor) -> Tensor:
+        return generator_hidden(self, generator_hidden_states)
+
+
 @replaces(stock.ElectraModel)
 class ElectraModel(Swapped, FlatTower, stock.ElectraModel):
     pass
