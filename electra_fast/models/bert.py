@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as stock
 from transformers.utils import ModelOutput
@@ -27,7 +28,7 @@ class BertEmbeddings(FlatEmbeddings, stock.BertEmbeddings):
 
 @replaces(stock.BertLayer)
 class BertLayer(FlatLayer, stock.BertLayer):
-    pass
+    stock_parts = (stock.BertAttention, stock.BertSelfAttention, stock.BertSelfOutput, stock.BertOutput)
 
 
 @replaces(stock.BertPredictionHeadTransform)
@@ -38,6 +39,8 @@ class BertPredictionHeadTransform(stock.BertPredictionHeadTransform):
 
 @replaces(stock.BertModel)
 class BertModel(Swapped, FlatTower, stock.BertModel):
+    stock_encoder = stock.BertEncoder
+
     def _result(self, hidden_states: Tensor, starts: Tensor | None) -> ModelOutput:
         pooled = None
         if self.pooler is not None:
@@ -53,7 +56,7 @@ class BertForPreTraining(Swapped, stock.BertForPreTraining):
 
 @replaces(stock.BertLMHeadModel)
 @reads(all_tokens_if_labelled)
-class BertLMHeadModel(Swapped, stock.BertLMHeadModel):
+class BertLMHeadModel(Swapped, stock.BertLMHeadModel, GenerationMixin):  # transformers looks for it in the bases
     accepts_loss_kwargs = True  # its loss divides by num_items_in_batch
 
 

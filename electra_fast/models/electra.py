@@ -3,16 +3,17 @@
 Same config, weights, state-dict keys, arguments and outputs; see `electra_fast.models.tower` for what differs.
 """
 
-from __future__ import annotations
-
-from typing import Any
+# Annotations are objects in this file: transformers looks into those of `**kwargs` for what a forward can output.
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.electra import modeling_electra as stock
 from transformers.models.electra.configuration_electra import ElectraConfig
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
 from electra_fast.models.heads import (
     IGNORED_LABEL,
@@ -50,7 +51,7 @@ class ElectraEmbeddings(FlatEmbeddings, stock.ElectraEmbeddings):
 
 @replaces(stock.ElectraLayer)
 class ElectraLayer(FlatLayer, stock.ElectraLayer):
-    pass
+    stock_parts = (stock.ElectraAttention, stock.ElectraSelfAttention, stock.ElectraSelfOutput, stock.ElectraOutput)
 
 
 @replaces(stock.ElectraGeneratorPredictions)
@@ -61,7 +62,7 @@ class ElectraGeneratorPredictions(stock.ElectraGeneratorPredictions):
 
 @replaces(stock.ElectraModel)
 class ElectraModel(Swapped, FlatTower, stock.ElectraModel):
-    pass
+    stock_encoder = stock.ElectraEncoder
 
 
 @replaces(stock.ElectraForSequenceClassification)
@@ -84,7 +85,7 @@ class ElectraForMultipleChoice(Swapped, stock.ElectraForMultipleChoice):
 
 @replaces(stock.ElectraForCausalLM)
 @reads(all_tokens_if_labelled)
-class ElectraForCausalLM(Swapped, stock.ElectraForCausalLM):
+class ElectraForCausalLM(Swapped, stock.ElectraForCausalLM, GenerationMixin):  # transformers looks for it in the bases
     accepts_loss_kwargs = True  # its loss divides by num_items_in_batch
 
 
@@ -107,7 +108,7 @@ class ElectraForPreTraining(Swapped, stock.ElectraForPreTraining):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> stock.ElectraForPreTrainingOutput | tuple[Tensor, ...]:
         arguments = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if labels is None or labels.is_floating_point() or needs_plain_operators():
@@ -137,7 +138,7 @@ class ElectraForMaskedLM(Swapped, stock.ElectraForMaskedLM):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         return_logits: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput | tuple[Tensor, ...]:
         arguments = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if return_logits:
@@ -153,11 +154,13 @@ class ElectraForMaskedLM(Swapped, stock.ElectraForMaskedLM):
     def _loss_of_labelled(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of the `labels` [N] that are not -100; hidden_states [N, H]."""
         is_labelled = labels != IGNORED_LABEL
+        head = self.generator_lm_head
+        if needs_plain_operators():
+            return F.cross_entropy(head(self.generator_predictions(hidden_states)), labels)
         if not torch.compiler.is_compiling():  # a graph has one shape, so it projects all positions
             positions = is_labelled.nonzero().squeeze(1)
             hidden_states, labels, is_labelled = hidden_states[positions], labels[positions], is_labelled[positions]
         hidden = generator_hidden(self.generator_predictions, hidden_states)
-        head = self.generator_lm_head
         if not is_plain(head, nn.Linear):
             return F.cross_entropy(head(hidden), labels)
         weights = is_labelled.float()

@@ -66,6 +66,8 @@ def register(
             if isinstance(value, Tensor):
                 if (type(value) is not Tensor and type(value) is not torch.nn.Parameter) or value.is_neg():
                     return custom_op(*args)  # a subclass may want to know; the dispatcher resolves the sign of a view
+                if value.is_meta:
+                    return custom_op(*args)  # which knows shapes without values
                 requires_grad |= value.requires_grad
         backend = select(operator, args[0])
         if requires_grad and function is not None and torch.is_grad_enabled():
@@ -78,9 +80,14 @@ def register(
 
 def float32_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in float32 where autocast is on, as PyTorch treats normalisations and losses; else as they are."""
-    if not torch.is_autocast_enabled(tensors[0].device.type):
+    if not is_autocast_enabled(tensors[0].device):
         return tensors
     return tuple(tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors)
+
+
+def is_autocast_enabled(device: torch.device) -> bool:
+    """As torch's own, which knows no meta device."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def _checked(body: Callable[..., Any], check_values: Callable[..., None]) -> Callable[..., Any]:
@@ -116,13 +123,19 @@ def _eager_function(
         return outputs
 
     def eager_backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            # Not `once_differentiable`: its error stays away where torch.autograd.grad is told what to differentiate.
+            raise RuntimeError(
+                f"electra_fast::{name} has no second derivative (create_graph=True); torch.func transforms of the "
+                "models, and transformers' own classes with attn_implementation='eager', have one"
+            )
         # CUDA runs this in a thread of its own, where the caller's `use_backend` is not in force.
         with forced_backend(ctx.backend):
             return *backward(ctx, *gradients), None
 
     members = {
         "forward": staticmethod(eager_forward),
-        "backward": staticmethod(torch.autograd.function.once_differentiable(eager_backward)),
+        "backward": staticmethod(eager_backward),
     }
     return type(f"{name}_eager", (torch.autograd.Function,), members)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from electra_fast.ops import _backends
 from electra_fast.ops._checks import check_tensor
-from electra_fast.ops._register import register
+from electra_fast.ops._register import is_autocast_enabled, register
 from electra_fast.ops.random import ROW_BITS, as_seed, check_stream, philox, sequence_of_tokens, threshold
 
 # --- The reference ----------------------------------------------------------------------------------------------------
@@ -371,7 +371,7 @@ def varlen_attention(
     """
     name = "varlen_attention"
     device = q.device
-    if torch.is_autocast_enabled(device.type):
+    if is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device.type)
         q, k, v = (x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v))
     floats = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from electra_fast.ops import _backends
 from electra_fast.ops._checks import check_tensor
-from electra_fast.ops._register import is_watched, register
+from electra_fast.ops._register import is_autocast_enabled, is_watched, register
 from electra_fast.ops.masking_sampling import contiguous, inverse_of, sample_tokens_reference
 from electra_fast.ops.random import as_seed, check_stream
 
@@ -447,7 +447,7 @@ def _call(
 ) -> tuple[Tensor, ...]:
     hidden, weight, bias, labels, weights = tensors
     device_type = hidden.device.type
-    if torch.is_autocast_enabled(device_type):
+    if is_autocast_enabled(hidden.device):
         dtype = torch.get_autocast_dtype(device_type)
         with torch.autocast(device_type, enabled=False):
             tensors = (hidden.to(dtype), weight.to(dtype), bias.float(), labels, weights)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from electra_fast.ops import _backends
-from electra_fast.ops._register import register
+from electra_fast.ops._register import is_autocast_enabled, register
 from electra_fast.ops.random import as_seed, check_stream, dropout_factors, threshold
 
 MAX_WIDTH = 8192
@@ -291,7 +291,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-12) -
     Source: Ba et al., "Layer normalization", 2016; google-research/electra, model/modeling.py (`layer_norm`), whose eps
     is 1e-12.
     """
-    if x.dtype in _HALF and torch.is_autocast_enabled(x.device.type):
+    if x.dtype in _HALF and is_autocast_enabled(x.device):
         x = x.float()
     weight, bias = _check("layer_norm", x, weight, bias, x.dtype)
     return _dropout_add_layer_norm(x.contiguous(), None, weight, bias, None, None, 0.0, eps, 0)[0]
@@ -349,7 +349,7 @@ def dropout_add_layer_norm(
         raise ValueError(f"{name}: row_ids has shape {tuple(row_ids.shape)}, the rows of x {tuple(x.shape[:-1])}")
 
     dtype = residual.dtype
-    if dtype in _HALF and torch.is_autocast_enabled(x.device.type):
+    if dtype in _HALF and is_autocast_enabled(x.device):
         residual, dtype = residual.float(), torch.float32
     if x.dtype != residual.dtype and not _kernels_mix(x, residual):
         x, residual = (tensor.to(torch.promote_types(x.dtype, residual.dtype)) for tensor in (x, residual))
