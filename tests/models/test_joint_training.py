@@ -58,6 +58,7 @@ def padded(features: list[dict[str, Any]]) -> dict[str, Tensor]:
 def trainer_of(
     model: nn.Module, rows: list[dict[str, Any]], collate: Any, folder: Path, **arguments: Any
 ) -> transformers.Trainer:
+    pytest.importorskip("accelerate", reason="accelerate is not installed; install it with: pip install accelerate")
     settings = {
         "save_strategy": "no",
         "report_to": [],

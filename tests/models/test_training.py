@@ -151,6 +151,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 def run_trainer(model: nn.Module, batches: list[Batch], layout: str, folder: Path, **arguments: Any) -> list[Batch]:
     """Two steps of transformers' Trainer; returns the batches in the order that it took them."""
+    pytest.importorskip("accelerate", reason="accelerate is not installed; install it with: pip install accelerate")
     seen: list[Batch] = []
 
     def collate(features: list[Batch]) -> Inputs:
@@ -306,6 +307,23 @@ def test_lora(name, options, targets, layout, order, calls, rng_seed):
     trained = {key for key, parameter in ours.named_parameters() if parameter.requires_grad}
     assert all(("lora_" in key) or ("modules_to_save" in key) for key in trained)
     assert calls["encode"] == 2
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_lora_in_the_trainer(layout, tmp_path, calls, rng_seed):
+    """Which asks the model inside the wrapper whether it divides its loss."""
+    start = stock_model(CLASSIFIER)
+    models = []
+    for model in (copy.deepcopy(start), optimize(copy.deepcopy(start))):
+        torch.manual_seed(rng_seed)
+        models.append(lora(model, ["query", "value"], task_type="SEQ_CLS"))
+    stock, ours = models
+    before = weights(stock)
+    seen = run_trainer(ours, batches_of(CLASSIFIER, rng_seed, 6), layout, tmp_path, gradient_accumulation_steps=3)
+    padded = [batch.padded for batch in seen[:6]]
+    train(stock, [padded[:3], padded[3:]])
+    assert_same_steps(weights(ours), weights(stock), before)
+    assert calls["encode"] == 6
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
