@@ -23,7 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import electra_fast
-from electra_fast import optimize, patch_transformers
+from electra_fast import attention, optimize, patch_transformers
 from electra_fast.data.collator import PackedCollator
 from electra_fast.models import initialize_weights, layers, tower
 
@@ -220,11 +220,14 @@ def test_activation_checkpointing(name, layout, reentrant, calls, rng_seed):
     assert calls == {"encode": 2, "_attend": 2 * SIZES["num_hidden_layers"] * 2}  # forward, and again in backward
 
 
-# Ours draws its masks from (seed, token), so that recomputing needs no state of a generator.
 @pytest.mark.parametrize("preserve", [True, False])
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_checkpointed_layers_drop_what_they_dropped(layout, reentrant, preserve, calls, rng_seed):
+    """Our dropout is a function of (seed, token), so that recomputing needs no state of a generator."""
+    head_dim = SIZES["hidden_size"] // SIZES["num_attention_heads"]
+    if not preserve and attention.choose(torch.device("cpu"), torch.float32, head_dim, True) == "sdpa":
+        pytest.skip("PyTorch attends here (the C++ extension is not built), whose dropout draws from torch's generator")
     model = optimize(stock_model(DISCRIMINATOR, dropout=0.2))
     # Checkpointing hooks the word embeddings, which then look up and drop by themselves: the same in both passes here.
     model.enable_input_require_grads()
@@ -243,6 +246,24 @@ def test_checkpointed_layers_drop_what_they_dropped(layout, reentrant, preserve,
     torch.manual_seed(rng_seed + 1)
     model(**getattr(batch, layout)).loss.backward()
     assert not torch.equal(model.electra.embeddings.word_embeddings.weight.grad, gradient)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_layers_choose_the_backends_that_they_chose(reentrant, calls, rng_seed):
+    """Where an operator of ours and attention have different ones, as float16 has on CPU and bfloat16 on CUDA."""
+    model = optimize(stock_model(DISCRIMINATOR)).half()
+    model.enable_input_require_grads()  # as above
+    batch = batches_of(DISCRIMINATOR, rng_seed, 1)[0].padded
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            checkpoint_layers(model, use_reentrant=reentrant)
+        model(**batch).loss.backward()
+        gradients.append({name: parameter.grad.float() for name, parameter in model.named_parameters()})
+        model.zero_grad()
+    zero = {name: torch.zeros_like(gradient) for name, gradient in gradients[0].items()}
+    assert distance(*gradients) <= torch.finfo(torch.float16).eps * distance(gradients[0], zero)
+    assert calls["_attend"] == 3 * SIZES["num_hidden_layers"]
 
 
 @pytest.mark.parametrize("auto", ["AutoModelForSequenceClassification", "AutoModelForPreTraining"])
