@@ -60,6 +60,12 @@ class ElectraLayer(FlatLayer, stock.ElectraLayer):
     )
 
 
+@replaces(stock.ElectraGeneratorPredictions)
+class ElectraGeneratorPredictions(stock.ElectraGeneratorPredictions):
+    def forward(self, generator_hidden_states: Tensor) -> Tensor:
+        return generator_hidden(self, generator_hidden_states)
+
+
 @replaces(stock.ElectraModel)
 class ElectraModel(Swapped, FlatTower, stock.ElectraModel):
     stock_encoder = stock.ElectraEncoder

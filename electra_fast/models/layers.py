@@ -187,12 +187,19 @@ def _add_and_norm(
 
 
 def generator_hidden(predictions: nn.Module, hidden_states: Tensor) -> Tensor:
-    """`ElectraGeneratorPredictions`: [M, H] -> [M, E], all that comes before the projection onto the vocabulary."""
-    hidden_states = predictions.activation(predictions.dense(hidden_states))
-    norm = predictions.LayerNorm
+    """`ElectraGeneratorPredictions`: [..., H] -> [..., E], all that comes before the projection onto the vocabulary."""
+    return norm_of_head(predictions.LayerNorm, predictions.activation(predictions.dense(hidden_states)))
+
+
+def norm_of_head(norm: nn.Module, x: Tensor) -> Tensor:
+    """LayerNorm with statistics in float32.
+
+    Padding comes back from the tower as zeros. While the bias after it is zero too, one over the deviation is 1e6,
+    which is inf in float16, and nn.LayerNorm on CPU keeps it so for its backward: NaN in every gradient.
+    """
     if needs_plain_operators() or not is_plain(norm, nn.LayerNorm):
-        return norm(hidden_states)
-    return layer_norm(hidden_states, norm.weight, norm.bias, eps=norm.eps)
+        return norm(x)
+    return layer_norm(x, norm.weight, norm.bias, eps=norm.eps)
 
 
 def rate(dropout: nn.Dropout) -> float:
