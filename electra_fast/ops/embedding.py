@@ -329,7 +329,8 @@ def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]
     needed = list(ctx.needs_input_grad[:5])
     if dy is None:
         return (None,) * 14
-    gradients = _embedding_backward(dy, *ctx.saved_tensors, ctx.padding_idx, ctx.p, ctx.stream, needed)
+    options = ctx.padding_idx, ctx.p, ctx.stream, needed
+    gradients = _embedding_backward(dy, *ctx.saved_tensors, *options, backend=ctx.backend)
     wanted = (gradient if is_needed else None for gradient, is_needed in zip(gradients, needed, strict=True))
     return *wanted, *(None,) * 9
 

@@ -26,7 +26,12 @@ def _scaled_shapes(x: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Ten
 
 
 def _scaled_backward(dy: Tensor, x: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    calls.append(f"backward on {_backends.select('test_scaled', dy)}")
+    calls.append("backward on reference")
+    return dy * weight * scale, (dy * x * scale).sum(0)
+
+
+def _scaled_backward_cpp(dy: Tensor, x: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    calls.append("backward on cpp")
     return dy * weight * scale, (dy * x * scale).sum(0)
 
 
@@ -43,7 +48,7 @@ def _setup(ctx, inputs, output):
 
 
 def _gradients(ctx, dy, _):
-    return *backward_op(dy, *ctx.saved_tensors, ctx.scale), None
+    return *backward_op(dy, *ctx.saved_tensors, ctx.scale, backend=ctx.backend), None
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +57,7 @@ def _operators():
     _backends._KERNELS["test_scaled"] = {"cpp": (torch.float32,)}
     backward_op = register(
         "test_scaled_backward",
-        {"reference": _scaled_backward, "cpp": _scaled_backward},
+        {"reference": _scaled_backward, "cpp": _scaled_backward_cpp},
         operator="test_scaled",
         shapes=_scaled_backward_shapes,
     )
