@@ -26,8 +26,8 @@ def register(
 ) -> Callable[..., Any]:
     """Register `torch.ops.electra_fast.<name>`, and return the function that calls it.
 
-    That function takes the operator's arguments by position, and `backend`, which is for the backward pass: the one that
-    `ctx.backend` names has been chosen, and can run.
+    It takes the operator's arguments by position, and `backend=`, for the backward pass alone: `ctx.backend`, which has
+    been chosen in the forward pass. Without it the function chooses.
 
     The implementations see real tensors only, so they may look at values and take addresses; their results may not
     alias the arguments or each other. Tensors come before all other arguments; the first of them is the one that the
