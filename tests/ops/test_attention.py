@@ -50,7 +50,7 @@ BATCHES = [
     Batch((0, 0), 0, 1, 4),
     Batch((1,), 0, 1, 1),
     Batch((0, 5, 1, 71, 0, 33), 7, 1, 20),
-    Batch((63, 64, 65, 15, 16, 17), 1, 1, 16),
+    Batch((64, 65, 16, 17), 1, 1, 16),
     Batch((33, 2), 0, 2, 100),
     Batch((40,), 3, 1, 128),
 ]
@@ -173,6 +173,8 @@ def test_numbers(backend, batch, dtype, p, rng_seed, monkeypatch):
 def test_dropout_equals_numpy_bit_for_bit(backend, p, with_row_ids, rng_seed):
     # Values that are unit vectors make the result the dropped probabilities themselves. 65 keys are more than one call
     # of 64 columns; head 1 starts at column 2^16.
+    if backend.interpreted and with_row_ids and p != 0.5:
+        pytest.skip("row ids once, for the interpreter's sake")
     batch = Batch((65, 3), 2, 2, 65)
     g = np.random.default_rng(rng_seed)
     rows = g.integers(-(2**63), 2**63, batch.num_tokens, dtype=np.int64) if with_row_ids else None
