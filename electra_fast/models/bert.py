@@ -16,7 +16,7 @@ from electra_fast.models.heads import (
     labelled_tokens,
     reads,
 )
-from electra_fast.models.layers import FlatEmbeddings, FlatLayer
+from electra_fast.models.layers import FlatEmbeddings, FlatLayer, norm_of_head
 from electra_fast.models.swap import Swapped, replaces
 from electra_fast.models.tower import FlatTower
 
@@ -28,7 +28,19 @@ class BertEmbeddings(FlatEmbeddings, stock.BertEmbeddings):
 
 @replaces(stock.BertLayer)
 class BertLayer(FlatLayer, stock.BertLayer):
-    stock_parts = (stock.BertAttention, stock.BertSelfAttention, stock.BertSelfOutput, stock.BertOutput)
+    stock_parts = (
+        stock.BertAttention,
+        stock.BertSelfAttention,
+        stock.BertSelfOutput,
+        stock.BertIntermediate,
+        stock.BertOutput,
+    )
+
+
+@replaces(stock.BertPredictionHeadTransform)
+class BertPredictionHeadTransform(stock.BertPredictionHeadTransform):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return norm_of_head(self.LayerNorm, self.transform_act_fn(self.dense(hidden_states)))
 
 
 @replaces(stock.BertModel)

@@ -51,7 +51,19 @@ class ElectraEmbeddings(FlatEmbeddings, stock.ElectraEmbeddings):
 
 @replaces(stock.ElectraLayer)
 class ElectraLayer(FlatLayer, stock.ElectraLayer):
-    stock_parts = (stock.ElectraAttention, stock.ElectraSelfAttention, stock.ElectraSelfOutput, stock.ElectraOutput)
+    stock_parts = (
+        stock.ElectraAttention,
+        stock.ElectraSelfAttention,
+        stock.ElectraSelfOutput,
+        stock.ElectraIntermediate,
+        stock.ElectraOutput,
+    )
+
+
+@replaces(stock.ElectraGeneratorPredictions)
+class ElectraGeneratorPredictions(stock.ElectraGeneratorPredictions):
+    def forward(self, generator_hidden_states: Tensor) -> Tensor:
+        return generator_hidden(self, generator_hidden_states)
 
 
 @replaces(stock.ElectraModel)

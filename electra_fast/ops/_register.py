@@ -129,15 +129,30 @@ def _eager_function(
                 f"electra_fast::{name} has no second derivative (create_graph=True); torch.func transforms of the "
                 "models, and transformers' own classes with attn_implementation='eager', have one"
             )
+        context = _Unpacked(ctx)
         # CUDA runs this in a thread of its own, where the caller's `use_backend` is not in force.
         with forced_backend(ctx.backend):
-            return *backward(ctx, *gradients), None
+            return *backward(context, *gradients), None
 
     members = {
         "forward": staticmethod(eager_forward),
         "backward": staticmethod(eager_backward),
     }
     return type(f"{name}_eager", (torch.autograd.Function,), members)
+
+
+class _Unpacked:
+    """The context of a backward, its saved tensors read before a backend is forced.
+
+    Under activation checkpointing reading them runs a layer again, which has to choose its backends as it did before.
+    """
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+        self.saved_tensors = ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
 
 
 def is_watched() -> bool:

@@ -292,6 +292,7 @@ def test_in_a_data_loader(workers, rng_seed):
 @pytest.mark.parametrize("name", ["classification", "rtd", "answers", "regression"])
 def test_two_steps_of_the_trainer_equal_one_by_one(name, tmp_path, rng_seed):
     """The Trainer drops the columns that forward doesn't take, keeps the collator's, and evaluates."""
+    pytest.importorskip("accelerate", reason="accelerate is not installed; install it with: pip install accelerate")
     head = HEADS[name]
     model = stock_model(head).train()
     start = copy.deepcopy(model.state_dict())
