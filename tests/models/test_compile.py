@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tests.models.stock import HEADS, PACKED_HEADS, VOCABULARY, choices, fast_copy, labels_for, stock_model
+from tests.models.stock import (
+    HEADS,
+    PACKED_HEADS,
+    VOCABULARY,
+    choices,
+    fast_copy,
+    labels_for,
+    our_attention,
+    stock_model,
+)
 
 RESULT, GRADIENT, ROUNDING = 2e-5, 1e-4, 1e-6  # see test_equality.py
 
@@ -137,6 +146,7 @@ def test_inductor(rng_seed):
     assert_same(call, fast, packed_batch("ElectraForSequenceClassification", (9, 20, 4)))
 
 
+@our_attention()
 @pytest.mark.parametrize("name", ["ElectraForPreTraining", "ElectraForSequenceClassification"])
 def test_dropout_draws_the_same_bits_as_eager_mode(name, rng_seed):
     """For the same torch.manual_seed, call after call, and for each number of tokens."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
@@ -13,13 +10,12 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from electra_fast import ElectraConfig, optimize
-from electra_fast.attention import choose
 from electra_fast.models import initialize_weights
 from electra_fast.models.layers import FlatBatch, is_observed, is_plain
 from electra_fast.models.tower import encode
-from electra_fast.ops import use_backend
 from electra_fast.ops.random import row_ids_for
 from electra_fast.packing import packing_of_full, packing_of_lengths, packing_of_mask, packing_without_padding
+from tests.models.stock import our_attention
 
 
 def tower_of(*, embedding_size: int = 24, dropout: float = 0.0) -> transformers.ElectraModel:
@@ -71,15 +67,8 @@ def test_hidden_states_and_gradients_equal_stock(embedding_size, lengths, rng_se
             assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm()) + 1e-5, name
 
 
-@pytest.fixture
-def our_attention() -> Iterator[None]:
-    """Seed and row ids name only our dropout; without the C++ extension PyTorch's attention would run."""
-    missing = choose(torch.device("cpu"), torch.float32, 8, True) == "sdpa"
-    with use_backend("reference") if missing else nullcontext():
-        yield
-
-
-def test_dropout_follows_the_text_through_padding_packing_and_order(our_attention, rng_seed):
+@our_attention()
+def test_dropout_follows_the_text_through_padding_packing_and_order(rng_seed):
     tower = optimize(tower_of(dropout=0.3))
     lengths = (17, 3, 9, 24)
     ids, mask = ragged(rng_seed, lengths)
@@ -142,9 +131,10 @@ def test_packing_without_padding_refuses():
     assert packing_without_padding(mask * torch.tensor([[1], [0]])) is None
 
 
+@our_attention()
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("named", [False, True])
-def test_some_rows_are_those_of_all_rows(dropout, named, our_attention, rng_seed):
+def test_some_rows_are_those_of_all_rows(dropout, named, rng_seed):
     """The same values within rounding (a matrix product of fewer rows may sum otherwise), the same dropout."""
     tower = optimize(tower_of(dropout=dropout))
     lengths = (17, 3, 9, 24)
