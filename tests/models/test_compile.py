@@ -140,6 +140,24 @@ def test_padded_with_a_mask(name, rng_seed):
     assert counter.frame_count == 1
 
 
+def test_the_graph_has_our_operators(rng_seed):
+    """Of packed input and of padded input without a mask; or else transformers' own were compared with themselves."""
+    _, fast = models_of("ElectraForSequenceClassification")
+    found: list[str] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        found.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    ids = torch.randint(0, VOCABULARY, (2, 9))
+    for batch in ({"input_ids": ids}, packed_batch("ElectraForSequenceClassification", (9, 20, 4))):
+        found.clear()
+        torch._dynamo.reset()
+        torch.compile(fast, fullgraph=True, backend=look)(**batch)
+        assert sum("electra_fast.embedding_layer_norm" in name for name in found) == 1
+        assert sum("electra_fast.dropout_add_layer_norm" in name for name in found) == 2
+
+
 def test_inductor(rng_seed):
     _, fast = models_of("ElectraForSequenceClassification")
     call = torch.compile(fast, fullgraph=True)
