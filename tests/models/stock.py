@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ import transformers
 from torch import Tensor, nn
 
 from electra_fast import optimize
+from electra_fast.attention import choose
+from electra_fast.ops import use_backend
 
 ELECTRA_HEADS = (
     "ElectraModel",
@@ -73,6 +77,14 @@ def fast_copy(model: nn.Module) -> nn.Module:
 
 def double_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).double()
+
+
+@contextmanager
+def our_attention() -> Iterator[None]:
+    """Seed and row ids name only our dropout; without the C++ extension PyTorch's attention would run."""
+    missing = choose(torch.device("cpu"), torch.float32, 8, True) == "sdpa"
+    with use_backend("reference") if missing else nullcontext():
+        yield
 
 
 def width_of_embeddings(name: str) -> int:

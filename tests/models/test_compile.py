@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tests.models.stock import HEADS, PACKED_HEADS, VOCABULARY, choices, fast_copy, labels_for, stock_model
+from tests.models.stock import (
+    HEADS,
+    PACKED_HEADS,
+    VOCABULARY,
+    choices,
+    fast_copy,
+    labels_for,
+    our_attention,
+    stock_model,
+)
 
 RESULT, GRADIENT, ROUNDING = 2e-5, 1e-4, 1e-6  # see test_equality.py
 
@@ -131,12 +140,31 @@ def test_padded_with_a_mask(name, rng_seed):
     assert counter.frame_count == 1
 
 
+def test_the_graph_has_our_operators(rng_seed):
+    """Of packed input and of padded input without a mask; or else transformers' own were compared with themselves."""
+    _, fast = models_of("ElectraForSequenceClassification")
+    found: list[str] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        found.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    ids = torch.randint(0, VOCABULARY, (2, 9))
+    for batch in ({"input_ids": ids}, packed_batch("ElectraForSequenceClassification", (9, 20, 4))):
+        found.clear()
+        torch._dynamo.reset()
+        torch.compile(fast, fullgraph=True, backend=look)(**batch)
+        assert sum("electra_fast.embedding_layer_norm" in name for name in found) == 1
+        assert sum("electra_fast.dropout_add_layer_norm" in name for name in found) == 2
+
+
 def test_inductor(rng_seed):
     _, fast = models_of("ElectraForSequenceClassification")
     call = torch.compile(fast, fullgraph=True)
     assert_same(call, fast, packed_batch("ElectraForSequenceClassification", (9, 20, 4)))
 
 
+@our_attention()
 @pytest.mark.parametrize("name", ["ElectraForPreTraining", "ElectraForSequenceClassification"])
 def test_dropout_draws_the_same_bits_as_eager_mode(name, rng_seed):
     """For the same torch.manual_seed, call after call, and for each number of tokens."""

@@ -285,6 +285,7 @@ def test_packed_input_never_waits(name, monkeypatch, rng_seed):
 
 
 def test_the_private_names_that_transforms_rely_on():
-    """`needs_plain_operators` would not see forward mode or functorch if torch renamed these."""
+    """`needs_plain_operators` would not see export, forward mode or functorch if torch renamed these."""
+    assert torch.compiler._is_exporting_flag is False
     assert isinstance(forward_ad._current_level, int)
     assert callable(torch._C._functorch.peek_interpreter_stack)

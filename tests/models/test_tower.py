@@ -15,6 +15,7 @@ from electra_fast.models.layers import FlatBatch, is_observed, is_plain
 from electra_fast.models.tower import encode
 from electra_fast.ops.random import row_ids_for
 from electra_fast.packing import packing_of_full, packing_of_lengths, packing_of_mask, packing_without_padding
+from tests.models.stock import our_attention
 
 
 def tower_of(*, embedding_size: int = 24, dropout: float = 0.0) -> transformers.ElectraModel:
@@ -66,6 +67,7 @@ def test_hidden_states_and_gradients_equal_stock(embedding_size, lengths, rng_se
             assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm()) + 1e-5, name
 
 
+@our_attention()
 def test_dropout_follows_the_text_through_padding_packing_and_order(rng_seed):
     tower = optimize(tower_of(dropout=0.3))
     lengths = (17, 3, 9, 24)
@@ -129,6 +131,7 @@ def test_packing_without_padding_refuses():
     assert packing_without_padding(mask * torch.tensor([[1], [0]])) is None
 
 
+@our_attention()
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("named", [False, True])
 def test_some_rows_are_those_of_all_rows(dropout, named, rng_seed):
