@@ -28,7 +28,13 @@ class BertEmbeddings(FlatEmbeddings, stock.BertEmbeddings):
 
 @replaces(stock.BertLayer)
 class BertLayer(FlatLayer, stock.BertLayer):
-    stock_parts = (stock.BertAttention, stock.BertSelfAttention, stock.BertSelfOutput, stock.BertOutput)
+    stock_parts = (
+        stock.BertAttention,
+        stock.BertSelfAttention,
+        stock.BertSelfOutput,
+        stock.BertIntermediate,
+        stock.BertOutput,
+    )
 
 
 @replaces(stock.BertPredictionHeadTransform)

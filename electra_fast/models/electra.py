@@ -51,7 +51,13 @@ class ElectraEmbeddings(FlatEmbeddings, stock.ElectraEmbeddings):
 
 @replaces(stock.ElectraLayer)
 class ElectraLayer(FlatLayer, stock.ElectraLayer):
-    stock_parts = (stock.ElectraAttention, stock.ElectraSelfAttention, stock.ElectraSelfOutput, stock.ElectraOutput)
+    stock_parts = (
+        stock.ElectraAttention,
+        stock.ElectraSelfAttention,
+        stock.ElectraSelfOutput,
+        stock.ElectraIntermediate,
+        stock.ElectraOutput,
+    )
 
 
 @replaces(stock.ElectraGeneratorPredictions)

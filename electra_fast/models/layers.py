@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation
 
 from electra_fast.attention import attention
@@ -75,12 +76,12 @@ class FlatEmbeddings:
 class FlatLayer:
     """Mixed into `ElectraLayer` and `BertLayer`: attention, then a feed-forward network, on flat tokens."""
 
-    # Classes of attention, attention.self, attention.output and output, whose work `forward` does on flat tokens.
+    # The classes of the parts whose work `forward` does itself on flat tokens.
     stock_parts: tuple[type[nn.Module], ...]
 
     def is_intact(self) -> bool:
         """Whether the layer's parts are transformers' own, and nobody has put another forward into one."""
-        parts = (self.attention, self.attention.self, self.attention.output, self.output)
+        parts = (self.attention, self.attention.self, self.attention.output, self.intermediate, self.output)
         if tuple(type(part) for part in parts) != self.stock_parts:
             return False
         return not any("forward" in module.__dict__ for module in (self, *parts))
@@ -220,7 +221,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     False for subclasses (adapters, quantised layers, parametrisations), for modules with hooks or a forward of their
     own (offloading), for weights that are tensor subclasses, and for dropout of everything.
     """
-    if type(module) is not kind or "forward" in module.__dict__ or _has_hooks(module):
+    if type(module) is not kind or "forward" in module.__dict__ or _has_hooks(module) or _has_any_global_hook():
         return False
     if kind is nn.Dropout:
         return module.p < 1.0
@@ -239,7 +240,9 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def is_observed(module: nn.Module) -> bool:
-    """Whether a hook on `module` or below wants to see what transformers computes there."""
+    """Whether a hook on `module` or below, or one on all modules, wants to see what transformers computes there."""
+    if _has_any_global_hook():
+        return True
     pending = [module]
     while pending:
         module = pending.pop()

@@ -202,40 +202,44 @@ void run_sample_tokens() {
   });
 }
 
-void run_head_rows() {
-  const std::int64_t rows = a_size(90), vocab = integer(2, coin() ? 9000 : 70);
-  const auto logits = floats<float>(rows * vocab);
+template <class T>
+void run_generator_head() {
+  const std::int64_t rows = a_size(90), vocab = integer(2, coin() ? 9000 : 70), width = integer(1, coin() ? 40 : 300);
+  const auto hidden = floats<T>(rows * width), weight = floats<T>(vocab * width);
   auto bias = floats<float>(vocab), coefficients = floats<float>(rows);
+  for (float& each : coefficients) each = coin() ? each : 0.0F;
   auto labels = integers(rows, 0, vocab - 1), row_ids = integers(rows, INT64_MIN, INT64_MAX);
   const bool has_coefficients = coin(), has_sample = coin(), has_nll = coin(), has_argmax = coin();
-  HeadRows call{};
+  GeneratorHead call{};
+  call.hidden = hidden.data();
+  call.weight = weight.data();
+  call.bfloat16 = sizeof(T) == 2;
   call.num_rows = rows;
   call.vocab_size = vocab;
+  call.width = width;
+  call.chunk = integer(1, 100);
   call.bias = bias.data();
   call.labels = labels.data();
   call.coefficients = or_null(coefficients, has_coefficients);
   call.row_ids = or_null(row_ids, coin());
-  call.first_row = integer(0, 1000);
   call.seed = static_cast<std::int64_t>(generator());
   call.stream = 3;
-  call.inverse_temperature = 0.8F;
+  call.inverse_temperature = coin() ? 1.0F : 0.8F;
   call.disallow_correct = coin();
-  const std::int64_t sums = has_coefficients ? vocab : 0;
-  std::vector<float> partial(static_cast<std::size_t>(kHeadBlocks * sums));
-  check_threads("head_rows", [&](Outputs& outputs, int threads) {
-    call.logits = outputs.make<float>(rows * vocab);
-    std::copy(logits.begin(), logits.end(), call.logits);
+  // Where there are no rows, nobody writes the gradients.
+  const std::int64_t stride = has_coefficients && rows > 0 ? head_stride(width) : 0;
+  check_threads("generator_head", [&](Outputs& outputs, int threads) {
     call.nll = has_nll ? outputs.make<float>(rows) : nullptr;
     call.largest = has_nll ? outputs.make<float>(rows) : nullptr;
     call.log_total = has_nll ? outputs.make<float>(rows) : nullptr;
     call.sampled_ids = has_sample ? outputs.make<std::int64_t>(rows) : nullptr;
     call.argmax_ids = has_argmax ? outputs.make<std::int64_t>(rows) : nullptr;
-    call.partial_sums = partial.data();
-    call.d_bias = outputs.make<float>(sums);
-    std::fill(call.d_bias, call.d_bias + sums, 1.0F);
-    head_rows(call, threads);
+    call.d_hidden = outputs.make<float>(rows * stride);
+    call.d_weight = outputs.make<float>(vocab * stride);
+    call.d_bias = outputs.make<float>(stride > 0 ? vocab : 0);
+    generator_head(call, threads);
     for (std::int64_t r = 0; has_sample && r < rows; ++r) {
-      require(call.sampled_ids[r] >= 0 && call.sampled_ids[r] < vocab, "head_rows: token");
+      require(call.sampled_ids[r] >= 0 && call.sampled_ids[r] < vocab, "generator_head: token");
     }
   });
 }
@@ -422,7 +426,8 @@ int main(int count, char** arguments) {
       run_corrupt_tokens,
       run_sample_tokens<float>,
       run_sample_tokens<bfloat16>,
-      run_head_rows,
+      run_generator_head<float>,
+      run_generator_head<bfloat16>,
       run_rtd_bce<float>,
       run_rtd_bce<bfloat16>,
       run_layer_norm<float, float>,

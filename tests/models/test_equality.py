@@ -294,3 +294,55 @@ def test_which_batches_lose_their_padding(padding, monkeypatch, rng_seed):
             batch["attention_mask"] = mask
         fast_copy(stock_model(name))(**batch)
         assert len(calls) == expected, name
+
+
+# --- ElectraForMaskedLM without logits --------------------------------------------------------------------------------
+
+
+class Adapted(nn.Module):
+    """An output layer with something around it, as LoRA has."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+        self.down = nn.Parameter(0.2 * torch.randn(4, inner.in_features))
+        self.up = nn.Parameter(0.2 * torch.randn(inner.out_features, 4))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.inner(hidden_states) + hidden_states @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("head", ["tied", "untied", "without a bias", "adapted"])
+@pytest.mark.parametrize("padding", ["right", "left", "an empty row", "none, no mask"])
+def test_masked_lm_without_logits(head, padding, rng_seed):
+    """The loss of the labelled positions alone is the loss, and so are its gradients; also with labels on padding."""
+    stock = stock_model("ElectraForMaskedLM", tie_word_embeddings=head == "tied")
+    if head == "without a bias":
+        stock.generator_lm_head.bias = None
+    elif head == "adapted":
+        stock.generator_lm_head = Adapted(stock.generator_lm_head)
+    fast = fast_copy(stock)
+    for on_padding in (False, True):
+        mask = mask_of("", padding)
+        batch = batch_of("Electra", mask, give_mask="no mask" not in padding)
+        batch |= labels_for("ElectraForMaskedLM", mask, on_padding=on_padding)
+        expected = run(double_copy(stock), batch, {})
+        found = run(fast, batch | {"return_logits": False}, {})
+        assert list(found[0]) == ["loss"]
+        assert abs(float(found[0]["loss"] - expected[0]["loss"])) <= RESULT
+        largest = max(float(gradient.abs().max()) for gradient in expected[1])
+        for ours, theirs in zip(found[1], expected[1], strict=True):
+            assert float((ours - theirs).abs().max()) <= GRADIENT * float(theirs.abs().max()) + ROUNDING * largest
+
+
+def test_masked_lm_without_logits_needs_labels(rng_seed):
+    fast = fast_copy(stock_model("ElectraForMaskedLM"))
+    ids = torch.randint(0, VOCABULARY, (2, 5))
+    with pytest.raises(ValueError, match="give labels"):
+        fast(ids, return_logits=False)
+    nothing = fast(ids, labels=torch.full_like(ids, -100), return_logits=False)
+    assert nothing.loss.isnan()  # as in transformers
+    assert nothing.logits is None
+    assert len(fast(ids, labels=ids, return_logits=False, return_dict=False)) == 1
+    more = fast(ids, labels=ids, return_logits=False, output_hidden_states=True)
+    assert len(more.hidden_states) == 3

@@ -188,7 +188,7 @@ def test_no_bit_comes_from_another_document(name, path, training, tail, rng_seed
 
 
 def test_other_ways_to_say_the_same(rng_seed):
-    """A dropped default, int64 bounds, a sequence of nothing, given positions, embeddings: the same values."""
+    """No maximum, int64 bounds, a sequence of nothing, given positions, embeddings: the same values."""
     fast = fast_copy(stock_model("ElectraModel"))
     batch = packed_batch()
     expected = fast(**batch).last_hidden_state

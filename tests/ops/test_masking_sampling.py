@@ -662,7 +662,7 @@ def test_samples_have_the_law_of_the_softmax():
 
 
 def test_a_uniform_at_its_end_finds_a_token_with_a_mass(monkeypatch):
-    monkeypatch.setattr(masking_sampling, "uniform53", lambda *words: torch.ones(2, dtype=torch.float64))
+    monkeypatch.setattr("electra_fast.ops.sampling.uniform53", lambda *words: torch.ones(2, dtype=torch.float64))
     logits = torch.tensor([[0.0, 1.0, -math.inf], [-math.inf, 0.0, 2.0]])
     assert ops.sample_tokens(logits, seed=1).tolist() == [1, 2]
     assert ops.sample_tokens(logits, disallow=torch.tensor([1, 2]), seed=1).tolist() == [0, 1]
