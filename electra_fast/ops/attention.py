@@ -299,7 +299,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, d_out: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if d_out is None:
         return (None,) * 10
-    return *_backward_operator(d_out, *ctx.saved_tensors, *ctx.options), *(None,) * 7
+    gradients = _backward_operator(d_out, *ctx.saved_tensors, *ctx.options, backend=ctx.backend)
+    return *gradients, *(None,) * 7
 
 
 _backward_operator = register(

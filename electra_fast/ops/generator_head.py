@@ -312,7 +312,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _, _, sampled_ids, argmax_ids, lse, *gradients = output
     ctx.mark_non_differentiable(sampled_ids, argmax_ids, lse, *gradients)
     ctx.set_materialize_grads(False)
-    if hasattr(ctx, "backend"):  # eager mode, where backward gives these tensors away
+    if ctx.backend is not None:  # eager mode, where backward gives these tensors away
         ctx.gradients, gradients = gradients, []
     ctx.save_for_backward(hidden, weight, bias, labels, weights, lse, *gradients)
 
@@ -333,7 +333,8 @@ def _backward(ctx: Any, d_loss_sum: Tensor | None, d_nll: Tensor | None, *_: Any
     coefficients = torch.zeros_like(weights) if d_loss_sum is None else _used(weights) * d_loss_sum
     if d_nll is not None:
         coefficients = coefficients + d_nll
-    return *_generator_head_backward(hidden, weight, bias, labels, coefficients, lse), *others
+    gradients = _generator_head_backward(hidden, weight, bias, labels, coefficients, lse, backend=ctx.backend)
+    return *gradients, *others
 
 
 _generator_head_backward = register(

@@ -237,6 +237,7 @@ def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]
         needs_dx or is_shared,
         needs_dresidual and not is_shared,
         needs_dweight or needs_dbias,
+        backend=ctx.backend,
     )
     return (
         dx if needs_dx else None,
@@ -378,17 +379,21 @@ def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtyp
     """Raises where x, weight or bias is not as it should be; weight and bias in the type that the kernels want."""
     if x.dtype not in _FLOATS:
         raise TypeError(f"{name}: x must be {' or '.join(map(str, _FLOATS))}, not {x.dtype}")
-    if x.dim() == 0 or not 1 <= x.shape[-1] <= MAX_WIDTH:
-        raise ValueError(f"{name}: x must have shape [..., H] with H in 1..{MAX_WIDTH}; got {tuple(x.shape)}")
+    shape, device = x.shape, x.device
+    if not shape or not 1 <= shape[-1] <= MAX_WIDTH:
+        raise ValueError(f"{name}: x must have shape [..., H] with H in 1..{MAX_WIDTH}; got {tuple(shape)}")
+    row = (shape[-1],)
     wanted = torch.float64 if dtype == torch.float64 else torch.float32
-    return _parameter(name, "weight", weight, x, wanted), _parameter(name, "bias", bias, x, wanted)
+    return _parameter(name, "weight", weight, row, device, wanted), _parameter(name, "bias", bias, row, device, wanted)
 
 
-def _parameter(name: str, argument: str, parameter: Tensor, x: Tensor, wanted: torch.dtype) -> Tensor:
-    if parameter.shape != x.shape[-1:]:
-        raise ValueError(f"{name}: {argument} has shape {tuple(parameter.shape)}, the rows of x {tuple(x.shape[-1:])}")
-    if parameter.device != x.device:
-        raise ValueError(f"{name}: {argument} lies on {parameter.device}, x on {x.device}")
+def _parameter(
+    name: str, argument: str, parameter: Tensor, row: tuple[int], device: torch.device, wanted: torch.dtype
+) -> Tensor:
+    if parameter.shape != row:
+        raise ValueError(f"{name}: {argument} has shape {tuple(parameter.shape)}, the rows of x {row}")
+    if parameter.device != device:
+        raise ValueError(f"{name}: {argument} lies on {parameter.device}, x on {device}")
     if parameter.dtype != wanted:
         if not parameter.is_floating_point():
             raise TypeError(f"{name}: {argument} must be floating point, not {parameter.dtype}")

@@ -1,6 +1,6 @@
 // Runs every kernel of csrc/ without Python, for sanitizers: random shapes and types, empty ones too, in buffers of
 // exactly the size needed. Any number of threads must give the bits that one gives; some results are checked against a
-// scalar loop. Usage: driver SEED ROUNDS
+// scalar loop. Usage: driver SEED ROUNDS [FILE]: the results of one thread go to the file, to compare builds by.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +9,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "attention.h"
@@ -24,6 +25,7 @@ using namespace electra_fast;
 namespace {
 
 std::mt19937_64 generator;
+std::FILE* results = nullptr;  // where they go, if anywhere
 
 std::int64_t integer(std::int64_t low, std::int64_t high) {  // both included
   return std::uniform_int_distribution<std::int64_t>(low, high)(generator);
@@ -69,6 +71,7 @@ class Outputs {
   template <class T>
   T* make(std::int64_t n) {
     const std::size_t bytes = static_cast<std::size_t>(n) * sizeof(T);
+    types_.push_back(std::is_same_v<T, float> ? 'f' : std::is_same_v<T, bfloat16> ? 'b' : sizeof(T) == 8 ? 'l' : 'B');
     buffers_.emplace_back(new unsigned char[bytes]);
     sizes_.push_back(bytes);
     std::memset(buffers_.back().get(), fill_, bytes);
@@ -81,9 +84,17 @@ class Outputs {
     }
     return true;
   }
+  // For each: the name of the kernel, the type, the number of bytes, the bytes.
+  void write(std::FILE* file, const char* name) const {
+    for (std::size_t i = 0; i < sizes_.size(); ++i) {
+      std::fprintf(file, "%s %c %zu\n", name, types_[i], sizes_[i]);
+      std::fwrite(buffers_[i].get(), 1, sizes_[i], file);
+    }
+  }
 
  private:
   int fill_;
+  std::vector<char> types_;  // as of Python's struct; b is bfloat16
   std::vector<std::unique_ptr<unsigned char[]>> buffers_;
   std::vector<std::size_t> sizes_;
 };
@@ -104,6 +115,7 @@ void check_threads(const char* name, const std::function<void(Outputs&, int)>& r
     const std::string where = " on " + std::to_string(threads) + " threads";
     require(got == expected, name + (": other bits, or some not written," + where));
   }
+  if (results) expected.write(results, name);
 }
 
 Dropout a_dropout() {
@@ -113,6 +125,22 @@ Dropout a_dropout() {
   dropout.last_dropped = static_cast<std::uint32_t>(integer(0, 4294967295));
   dropout.scale = 1.25F;
   return dropout;
+}
+
+void run_draw_factors() {
+  const std::int64_t n = integer(1, coin() ? kMaxWidth : 9);
+  const auto row_id = static_cast<std::int64_t>(generator());
+  const auto first_block = static_cast<std::uint32_t>(integer(0, std::int64_t{1} << 20));
+  const Dropout dropout = a_dropout();
+  std::vector<float> factors(static_cast<std::size_t>((n + kDrawn - 1) / kDrawn * kDrawn), NAN);
+  draw_factors(dropout, row_id, n, factors.data(), first_block);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const auto block = first_block + static_cast<std::uint32_t>(i / 4);
+    const Words drawn = philox(dropout.seed, block, static_cast<std::uint64_t>(row_id), dropout.stream);
+    const std::uint32_t words[4] = {drawn.w0, drawn.w1, drawn.w2, drawn.w3};
+    const float expected = words[i % 4] > dropout.last_dropped ? dropout.scale : 0.0F;
+    require(factors[static_cast<std::size_t>(i)] == expected, "draw_factors: column " + std::to_string(i));
+  }
 }
 
 void run_mask_tokens() {
@@ -416,12 +444,15 @@ void run_attention() {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 3) {
-    std::fprintf(stderr, "usage: driver SEED ROUNDS\n");
+  if (count != 3 && count != 4) {
+    std::fprintf(stderr, "usage: driver SEED ROUNDS [FILE]\n");
     return 2;
   }
+  if (count == 4) results = std::fopen(arguments[3], "wb");
+  require(count == 3 || results, "the file can't be opened");
   generator.seed(std::strtoull(arguments[1], nullptr, 10));
   const std::vector<std::function<void()>> kernels{
+      run_draw_factors,
       run_mask_tokens,
       run_corrupt_tokens,
       run_sample_tokens<float>,
@@ -431,6 +462,7 @@ int main(int count, char** arguments) {
       run_rtd_bce<float>,
       run_rtd_bce<bfloat16>,
       run_layer_norm<float, float>,
+      run_layer_norm<float, bfloat16>,
       run_layer_norm<bfloat16, float>,
       run_layer_norm<bfloat16, bfloat16>,
       run_embedding<float>,
@@ -442,5 +474,6 @@ int main(int count, char** arguments) {
   for (int round = 0; round < rounds; ++round) {
     for (const auto& kernel : kernels) kernel();
   }
+  if (results) std::fclose(results);
   std::printf("%d rounds of %zu kernels\n", rounds, kernels.size());
 }
