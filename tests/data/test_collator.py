@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -289,10 +290,22 @@ def test_in_a_data_loader(workers, rng_seed):
     assert pickle.loads(pickle.dumps(collator)) == collator
 
 
+def trainer_arguments(folder: Path, **options: Any) -> transformers.TrainingArguments:
+    pytest.importorskip("accelerate", reason="accelerate is not installed; install it with: pip install accelerate")
+    return transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_grad_norm=0.0,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **options,
+    )
+
+
 @pytest.mark.parametrize("name", ["classification", "rtd", "answers", "regression"])
 def test_two_steps_of_the_trainer_equal_one_by_one(name, tmp_path, rng_seed):
     """The Trainer drops the columns that forward doesn't take, keeps the collator's, and evaluates."""
-    pytest.importorskip("accelerate", reason="accelerate is not installed; install it with: pip install accelerate")
     head = HEADS[name]
     model = stock_model(head).train()
     start = copy.deepcopy(model.state_dict())
@@ -304,21 +317,10 @@ def test_two_steps_of_the_trainer_equal_one_by_one(name, tmp_path, rng_seed):
         seen.append(features)
         return PackedCollator()(features)
 
-    arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=3,
-        per_device_eval_batch_size=4,
-        max_steps=2,
-        max_grad_norm=0.0,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-    )
     optimizer = torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9)
     trainer = transformers.Trainer(
         ours,
-        arguments,
+        trainer_arguments(tmp_path, per_device_train_batch_size=3, per_device_eval_batch_size=4, max_steps=2),
         data_collator=collate,
         train_dataset=[row | {"text": "...", "index": i} for i, row in enumerate(rows)],
         eval_dataset=rows,
@@ -342,6 +344,49 @@ def test_two_steps_of_the_trainer_equal_one_by_one(name, tmp_path, rng_seed):
     assert moved > 1e-3
     for (key, theirs), mine in zip(model.named_parameters(), ours.parameters(), strict=True):
         assert float((mine - theirs).detach().abs().max()) <= 1e-5, key
+
+
+def test_the_trainer_predicts_each_row_in_order(tmp_path, rng_seed):
+    """Also where every batch has rows that were added: the Trainer cuts off those of the last, others are ignored."""
+    head = HEADS["classification"]
+    model, rows = stock_model(head), examples(head, rng_seed, (9, 20, 4, 13, 30, 2))
+    expected = torch.cat([output["logits"] for output in one_by_one(model, rows)[0]]).detach()
+    arguments = trainer_arguments(tmp_path, per_device_eval_batch_size=4)
+    for collator in (PackedCollator(), PackedCollator(num_tokens=64, num_sequences=6)):
+        trainer = transformers.Trainer(optimize(model), arguments, data_collator=collator)
+        predicted = trainer.predict(rows)
+        is_row = predicted.label_ids != -100
+        assert predicted.label_ids[is_row].tolist() == [row["label"] for row in rows]
+        assert float((torch.from_numpy(predicted.predictions[is_row]) - expected).abs().max()) <= 2e-5
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, rows: list[Example]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Example]:
+        yield from self.rows
+
+
+def test_the_trainer_takes_a_stream_if_batches_stay_whole(tmp_path, rng_seed):
+    """By default accelerate cuts the batches of an iterable dataset into rows, to spread them over processes."""
+    head = HEADS["classification"]
+    model, rows = stock_model(head).train(), examples(head, rng_seed, LENGTHS * 2)
+    ours = optimize(copy.deepcopy(model))
+    arguments = trainer_arguments(
+        tmp_path,
+        per_device_train_batch_size=5,
+        max_steps=1,
+        learning_rate=0.1,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        accelerator_config={"dispatch_batches": False},
+    )
+    transformers.Trainer(ours, arguments, data_collator=PackedCollator(), train_dataset=Stream(rows)).train()
+    loss = one_by_one(model, rows[:5])[1]
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    for parameter, gradient, mine in zip(model.parameters(), gradients, ours.parameters(), strict=True):
+        assert float((parameter - 0.1 * gradient - mine).detach().abs().max()) <= 1e-5
 
 
 @pytest.mark.parametrize(
