@@ -1,4 +1,4 @@
-"""Finds and loads checkpoints of transformers: folders, runs of ours, and names in the cache of the Hugging Face hub."""
+"""Finds and loads transformers' checkpoints: folders, runs of ours, and names in the Hugging Face cache."""
 
 from __future__ import annotations
 
