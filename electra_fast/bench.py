@@ -134,7 +134,7 @@ def bench(
         threads = torch.get_num_threads()
     source = "random sentences" if data is None else f"lines of {data}"
     setting = (
-        f"float32 on {where}{f' with {threads} threads' if where.type == 'cpu' else ''}; "
+        f"float32 on {where}{f', threads: {threads}' if where.type == 'cpu' else ''}; "
         f"ragged: {len(ragged)} batches of {batch_size} {source}, {_padding(ragged):.0%} padding; "
         f"full length: {full_size} x {longest}; medians of {rounds} rounds, seed {seed}; {versions()}"
     )
@@ -151,7 +151,7 @@ def render(report: Report, *, console: Console | None = None) -> None:
         if not console.is_terminal:
             console.width = 160  # a file has no edge to wrap at
     console.print(report.model, markup=False)
-    console.print(report.setting, markup=False)
+    console.print(report.setting, markup=False, soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("a batch")
     for title in ("stock", "fast", "times as fast", "±", "stock tokens/s", "fast tokens/s"):

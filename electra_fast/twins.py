@@ -23,7 +23,8 @@ from electra_fast.models.swap import SWAPS
 CHOICES = 2  # of a multiple-choice question
 # Stock models by the names that config.json gives them.
 _CLASSES = {stock.__name__: stock for stock in SWAPS if issubclass(stock, PreTrainedModel)}
-_ADVICE = "give the folder of an ELECTRA or BERT checkpoint, a run's folder, or a name in the cache of the hub"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_ADVICE = "give the folder of an ELECTRA or BERT checkpoint or of a run, or a model's name in the Hugging Face cache"
 
 Arguments = dict[str, Tensor | int]
 
@@ -64,14 +65,15 @@ def choose_device(name: str) -> torch.device:
     """`auto` is the GPU where there is one. Raises ValueError for a name that is no device here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    expected = f"--device must be auto, cpu, cuda or another device of this PyTorch; got {name!r}"
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(expected) from error
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch's word for a build without CUDA
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"--device must be auto, cpu, cuda, or another that works here; got {name!r}: {reason}"
-        ) from error
+        raise ValueError(f"{expected}: {str(error).partition(chr(10))[0]}") from error
     return device
 
 
@@ -121,6 +123,10 @@ def read_batches(
         ValueError: the file holds no text, or there is no tokenizer that fits the model.
     """
     lines = read_paragraphs(data)
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):  # transformers would make an empty one
+        raise ValueError(
+            f"{folder} holds no tokenizer ({' or '.join(_TOKENIZER_FILES)}): put it there, or leave out --data"
+        )
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(

@@ -168,7 +168,7 @@ def render(result: Verification, *, console: Console | None = None) -> None:
         if not console.is_terminal:
             console.width = 160  # a file has no edge to wrap at
     console.print(result.model, markup=False)
-    console.print(result.setting, markup=False)
+    console.print(result.setting, markup=False, soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("largest")
     for title in ("fast to stock", "allowed", "stock to float64", "fast to float64", "allowed", ""):
