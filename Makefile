@@ -14,6 +14,9 @@ TORCH := torch==2.13.0
 # The Triton of that PyTorch. Its CPU build does not ask for one, so pip would take the newest.
 TRITON := "triton==3.7.1; sys_platform == 'linux'"
 
+# A worker for each core; the tests of one file share its fixtures.
+PARALLEL := -n auto --dist loadfile
+
 # What is compiled or declares the package: a change in it installs anew. Python files are used where they lie.
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*)
 
@@ -34,11 +37,11 @@ demo: $(VENV)/.installed
 	$(BIN)/electra-fast demo
 
 test: lint
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests $(PARALLEL)
 
 # What runs before a release: also the slow forms of the tests.
 test-all: lint
-	ELECTRA_FAST_TEST_ALL=1 $(BIN)/python -m pytest tests
+	ELECTRA_FAST_TEST_ALL=1 $(BIN)/python -m pytest tests $(PARALLEL)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -109,43 +109,48 @@ void bind_generator_head(py::module_& module) {
       py::kw_only(), py::arg("logits"), py::arg("bfloat16"), py::arg("num_rows"), py::arg("vocab_size"),
       py::arg("row_stride"), py::arg("row_ids"), py::arg("disallow"), py::arg("seed"), py::arg("stream"),
       py::arg("inverse_temperature"), py::arg("sampled_ids"), py::arg("threads"));
-  module.attr("HEAD_BLOCKS") = electra_fast::kHeadBlocks;
+  module.def("head_stride", &electra_fast::head_stride, py::arg("width"));
   module.def(
-      "head_rows",
-      [](std::uintptr_t logits, std::int64_t num_rows, std::int64_t vocab_size, std::uintptr_t bias,
-         std::uintptr_t labels, std::uintptr_t coefficients, std::uintptr_t nll, std::uintptr_t largest, std::uintptr_t log_total,
-         std::uintptr_t sampled_ids,
-         std::uintptr_t row_ids, std::int64_t first_row, std::int64_t seed, std::uint32_t stream,
-         float inverse_temperature, bool disallow_correct, std::uintptr_t argmax_ids, std::uintptr_t partial_sums,
+      "generator_head",
+      [](std::uintptr_t hidden, std::uintptr_t weight, bool bfloat16, std::int64_t num_rows, std::int64_t vocab_size,
+         std::int64_t width, std::int64_t chunk, std::uintptr_t bias, std::uintptr_t labels, std::uintptr_t nll,
+         std::uintptr_t largest, std::uintptr_t log_total, std::uintptr_t sampled_ids, std::uintptr_t row_ids,
+         std::int64_t seed, std::uint32_t stream, float inverse_temperature, bool disallow_correct,
+         std::uintptr_t argmax_ids, std::uintptr_t coefficients, std::uintptr_t d_hidden, std::uintptr_t d_weight,
          std::uintptr_t d_bias, int threads) {
-        electra_fast::HeadRows call{};
-        call.logits = at<float>(logits);
+        electra_fast::GeneratorHead call{};
+        call.hidden = at<const void>(hidden);
+        call.weight = at<const void>(weight);
+        call.bfloat16 = bfloat16;
         call.num_rows = num_rows;
         call.vocab_size = vocab_size;
+        call.width = width;
+        call.chunk = chunk;
         call.bias = at<const float>(bias);
         call.labels = at<const std::int64_t>(labels);
-        call.coefficients = at<const float>(coefficients);
         call.nll = at<float>(nll);
         call.largest = at<float>(largest);
         call.log_total = at<float>(log_total);
         call.sampled_ids = at<std::int64_t>(sampled_ids);
         call.row_ids = at<const std::int64_t>(row_ids);
-        call.first_row = first_row;
         call.seed = seed;
         call.stream = stream;
         call.inverse_temperature = inverse_temperature;
         call.disallow_correct = disallow_correct;
         call.argmax_ids = at<std::int64_t>(argmax_ids);
-        call.partial_sums = at<float>(partial_sums);
+        call.coefficients = at<const float>(coefficients);
+        call.d_hidden = at<float>(d_hidden);
+        call.d_weight = at<float>(d_weight);
         call.d_bias = at<float>(d_bias);
         const py::gil_scoped_release unlocked;
-        electra_fast::head_rows(call, threads);
+        electra_fast::generator_head(call, threads);
       },
-      py::kw_only(), py::arg("logits"), py::arg("num_rows"), py::arg("vocab_size"), py::arg("bias"), py::arg("labels"),
-      py::arg("coefficients") = 0, py::arg("nll") = 0, py::arg("largest") = 0, py::arg("log_total") = 0, py::arg("sampled_ids") = 0, py::arg("row_ids") = 0,
-      py::arg("first_row") = 0, py::arg("seed") = 0, py::arg("stream") = 0, py::arg("inverse_temperature") = 1.0F,
-      py::arg("disallow_correct") = false, py::arg("argmax_ids") = 0, py::arg("partial_sums") = 0,
-      py::arg("d_bias") = 0, py::arg("threads"));
+      py::kw_only(), py::arg("hidden"), py::arg("weight"), py::arg("bfloat16"), py::arg("num_rows"),
+      py::arg("vocab_size"), py::arg("width"), py::arg("chunk"), py::arg("bias"), py::arg("labels"),
+      py::arg("nll") = 0, py::arg("largest") = 0, py::arg("log_total") = 0, py::arg("sampled_ids") = 0,
+      py::arg("row_ids") = 0, py::arg("seed") = 0, py::arg("stream") = 0, py::arg("inverse_temperature") = 1.0F,
+      py::arg("disallow_correct") = false, py::arg("argmax_ids") = 0, py::arg("coefficients") = 0,
+      py::arg("d_hidden") = 0, py::arg("d_weight") = 0, py::arg("d_bias") = 0, py::arg("threads"));
 }
 
 // --- rtd_bce ---

@@ -28,7 +28,7 @@ constexpr int kNarrow = 16;
 
 // Whether registers of 64 bytes are there, and the loader's choice between clones (philox.h) is the one that has them.
 inline bool is_wide() {
-#if defined(ELECTRA_FAST_HAS_CLONES)
+#if defined(ELECTRA_FAST_HAS_CLONES) && ELECTRA_FAST_X86_LEVEL == 4
   static const bool found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                             __builtin_cpu_supports("avx512vl");

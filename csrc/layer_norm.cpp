@@ -8,15 +8,15 @@
 namespace electra_fast {
 namespace {
 
-// About 30 us of work: waking another thread takes up to 10.
-constexpr std::int64_t kElementsPerThread = 65536;
-constexpr std::int64_t kDrawsPerThread = 16384;  // where elements have random numbers
+// About 20 us of work: waking another thread takes up to 10.
+constexpr std::int64_t kElementsPerThread = 32768;
+constexpr std::int64_t kDrawsPerThread = 8192;  // where elements have random numbers
 // Rows whose weight gradients are added up one after the other: at most 128 blocks, whatever the number of threads, so
 // that the bits don't depend on it.
 constexpr std::int64_t kMinBlock = 32, kMaxBlocks = 128;
 
 std::int64_t rows_per_thread(const LayerNormRows& rows) {
-  return (rows.drops ? kDrawsPerThread : kElementsPerThread) / rows.width + 1;
+  return std::max<std::int64_t>(1, (rows.drops ? kDrawsPerThread : kElementsPerThread) / rows.width);
 }
 
 // Calls use(value), where value(column) is an element of row t of dropout(x) + residual. Fills `factors` if it drops.
@@ -142,7 +142,7 @@ void layer_norm_backward(const LayerNormBackward& call, int threads) {
   const std::int64_t blocks = (num_rows + block_rows - 1) / block_rows;
   const std::int64_t stride = 2 * width;
   const std::unique_ptr<float[]> partial(new float[static_cast<std::size_t>(blocks * stride)]);
-  parallel_for(blocks, threads, rows_per_thread(call.rows) / block_rows + 1,
+  parallel_for(blocks, threads, std::max<std::int64_t>(1, rows_per_thread(call.rows) / block_rows),
                [&](std::int64_t first, std::int64_t last) noexcept {
                  for (std::int64_t block = first; block < last; ++block) {
                    float* sums = partial.get() + block * stride;

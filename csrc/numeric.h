@@ -40,13 +40,15 @@ ELECTRA_FAST_INLINE void store(bfloat16* address, float value) {
   address->bits = static_cast<std::uint16_t>(value != value ? 0x7FC0 : rounded);
 }
 
-// e^x to 1.2e-7 of its value; 0 below -87.3 and finite up to 88.7, infinity above, NaN for NaN.
-ELECTRA_FAST_INLINE float exp(float x) {
+// e^x = p * 2^n for x in [-88, 89]: p lies in [0.7, 1.5], n in the low bits of `shifted`.
+struct Exponential {
+  float p, shifted;
+};
+ELECTRA_FAST_INLINE Exponential split_exp(float x) {
   const float shifter = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
-  const float clamped = x < -87.3F ? -87.3F : (x > 88.7F ? 88.7F : x);
-  const float shifted = clamped * 1.44269504F + shifter;
+  const float shifted = x * 1.44269504F + shifter;
   const float n = shifted - shifter;
-  float r = clamped - n * 0.693145752F;  // ln 2 in two parts
+  float r = x - n * 0.693145752F;  // ln 2 in two parts
   r -= n * 1.42860677e-6F;
   float p = 1.98756912e-4F;
   p = p * r + 1.39819994e-3F;
@@ -54,13 +56,18 @@ ELECTRA_FAST_INLINE float exp(float x) {
   p = p * r + 4.16657962e-2F;
   p = p * r + 1.66666657e-1F;
   p = p * r + 0.5F;
-  p = p * r * r + r + 1.0F;
+  return {p * r * r + r + 1.0F, shifted};
+}
+
+// e^x to 1.2e-7 of its value; 0 below -87.3 and finite up to 88.7, infinity above, NaN for NaN.
+ELECTRA_FAST_INLINE float exp(float x) {
+  const Exponential e = split_exp(x < -87.3F ? -87.3F : (x > 88.7F ? 88.7F : x));
   // 2^n in two factors: n = 128 has no float of its own.
-  const std::int32_t exponent = static_cast<std::int32_t>(bits_of(shifted)) - 0x4B400000;
+  const std::int32_t exponent = static_cast<std::int32_t>(bits_of(e.shifted)) - 0x4B400000;
   const std::int32_t half = exponent >> 1;
   const float scale0 = float_of(static_cast<std::uint32_t>(half + 127) << 23);
   const float scale1 = float_of(static_cast<std::uint32_t>(exponent - half + 127) << 23);
-  const float value = p * scale0 * scale1;
+  const float value = e.p * scale0 * scale1;
   const float low = x < -87.3F ? 0.0F : value;
   const float high = x > 88.7F ? float_of(0x7F800000) : low;
   return x != x ? x : high;
@@ -68,21 +75,8 @@ ELECTRA_FAST_INLINE float exp(float x) {
 
 // The same for x <= 0, in half the instructions: what softmaxes need. 0 below -86, NaN for NaN.
 ELECTRA_FAST_INLINE float exp_nonpositive(float x) {
-  const float shifter = 12582912.0F;
-  const float clamped = -86.0F > x ? -86.0F : x;
-  const float shifted = clamped * 1.44269504F + shifter;
-  const float n = shifted - shifter;
-  float r = clamped - n * 0.693145752F;
-  r -= n * 1.42860677e-6F;
-  float p = 1.98756912e-4F;
-  p = p * r + 1.39819994e-3F;
-  p = p * r + 8.33345205e-3F;
-  p = p * r + 4.16657962e-2F;
-  p = p * r + 1.66666657e-1F;
-  p = p * r + 0.5F;
-  p = p * r * r + r + 1.0F;
-  // n is in the low bits of `shifted`; p lies in [0.7, 1.5], so that adding n to its exponent stays in range.
-  const float value = float_of(bits_of(p) + (bits_of(shifted) << 23));
+  const Exponential e = split_exp(-86.0F > x ? -86.0F : x);
+  const float value = float_of(bits_of(e.p) + (bits_of(e.shifted) << 23));  // n added to its exponent
   return x < -86.0F ? 0.0F : value;
 }
 

@@ -3,12 +3,22 @@
 
 #include <cstdint>
 
+// The highest level of x86-64 to compile for: 4 has AVX-512, 3 AVX2, 1 is plain. Tests run the lower ones by it.
+#if !defined(ELECTRA_FAST_X86_LEVEL)
+#define ELECTRA_FAST_X86_LEVEL 4
+#endif
+
 // Compiles a function once per instruction set and lets the loader choose: wheels are built for plain x86-64. Not where
 // a sanitizer runs: the loader asks before the sanitizer is ready.
-#if !defined(ELECTRA_FAST_NO_CLONES) && defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && \
+#if !defined(ELECTRA_FAST_NO_CLONES) && ELECTRA_FAST_X86_LEVEL > 1 && defined(__x86_64__) && defined(__linux__) && \
+    defined(__GLIBC__) &&                                                                                           \
     ((defined(__GNUC__) && !defined(__clang__)) || (defined(__clang__) && __clang_major__ >= 15))
 #define ELECTRA_FAST_HAS_CLONES
+#if ELECTRA_FAST_X86_LEVEL == 4
 #define ELECTRA_FAST_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define ELECTRA_FAST_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
+#endif
 #else
 #define ELECTRA_FAST_CLONES
 #endif

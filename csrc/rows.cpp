@@ -2,7 +2,7 @@
 
 // Philox multiplies 32-bit words to 64-bit products, for which vector units have an instruction and compilers no
 // pattern: from GCC 12, compiled for AVX-512, `draw_portably` makes 0.8e9 words a second where `draw_avx512` makes 2.2e9.
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && ELECTRA_FAST_X86_LEVEL > 1
 #define ELECTRA_FAST_HAS_INTRINSICS
 #include <immintrin.h>
 #endif
@@ -137,7 +137,7 @@ using Draw = void (*)(const Dropout&, std::int64_t, std::int64_t, float*, std::u
 
 Draw fastest() {
 #if defined(ELECTRA_FAST_HAS_INTRINSICS)
-  if (__builtin_cpu_supports("avx512f")) return draw_avx512;
+  if (ELECTRA_FAST_X86_LEVEL == 4 && __builtin_cpu_supports("avx512f")) return draw_avx512;
   if (__builtin_cpu_supports("avx2")) return draw_avx2;
 #endif
   return draw_portably;

@@ -1,4 +1,4 @@
-// Drawing tokens from softmaxes for CPU; electra_fast/ops/masking_sampling.py says what it computes.
+// Drawing tokens from softmaxes for CPU; electra_fast/ops/sampling.py says what it computes.
 #pragma once
 
 #include <algorithm>

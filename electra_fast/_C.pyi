@@ -1,7 +1,6 @@
 from collections.abc import Sequence
 
 MAX_SEQUENCE_LENGTH: int
-HEAD_BLOCKS: int
 
 def has_openmp() -> bool: ...
 
@@ -56,26 +55,31 @@ def sample_tokens(
     sampled_ids: int,
     threads: int,
 ) -> None: ...
-def head_rows(
+def head_stride(width: int) -> int: ...
+def generator_head(
     *,
-    logits: int,
+    hidden: int,
+    weight: int,
+    bfloat16: bool,
     num_rows: int,
     vocab_size: int,
+    width: int,
+    chunk: int,
     bias: int,
     labels: int,
-    coefficients: int = 0,
     nll: int = 0,
     largest: int = 0,
     log_total: int = 0,
     sampled_ids: int = 0,
     row_ids: int = 0,
-    first_row: int = 0,
     seed: int = 0,
     stream: int = 0,
     inverse_temperature: float = 1.0,
     disallow_correct: bool = False,
     argmax_ids: int = 0,
-    partial_sums: int = 0,
+    coefficients: int = 0,
+    d_hidden: int = 0,
+    d_weight: int = 0,
     d_bias: int = 0,
     threads: int,
 ) -> None: ...

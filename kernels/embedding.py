@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels.rows import dropout_factors, standardise, standardise_backward
+from electra_fast.kernels.rows import dropout_factors, standardise, standardise_backward, sum_blocks
 from electra_fast.ops.random import threshold
 
 
@@ -261,12 +261,8 @@ def sum_blocks_kernel(p_sums, p_total, num_blocks, num_columns, BLOCKS: tl.const
     """The sums [num_blocks, num_columns] of all blocks added."""
     o_column = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     m_column = o_column < num_columns
-    b_total = tl.zeros([BLOCKS, COLUMNS], tl.float32)
-    for begin in range(0, num_blocks, BLOCKS):
-        o_block = begin + tl.arange(0, BLOCKS).to(tl.int64)
-        m_tile = (o_block < num_blocks)[:, None] & m_column[None, :]
-        b_total += tl.load(p_sums + o_block[:, None] * num_columns + o_column[None, :], mask=m_tile, other=0.0)
-    tl.store(p_total + o_column, tl.sum(b_total, 0), mask=m_column)
+    b_total = sum_blocks(p_sums, o_column, m_column, num_blocks, num_columns, BLOCKS, COLUMNS)
+    tl.store(p_total + o_column, b_total, mask=m_column)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "padding_idx"])

@@ -9,8 +9,8 @@ from torch import Tensor
 
 # Launch parameters: (rows, columns, warps) of what a program holds at a time. Reasoned, not measured: no GPU has run
 # them yet.
-_FORWARD = (4, 512, 4)  # 16 elements a thread: loads of 128 bits from every dtype, and several of them in flight
-_BACKWARD = (4, 512, 4)  # likewise; also where a warp has 64 lanes
+_FORWARD = (4, 512, 4)  # 16 elements a thread: 128-bit loads from every dtype, several in flight; 8 in AMD's warps
+_BACKWARD = (8, 256, 4)  # likewise; as (4, 512) it spills on sm_100 at odd widths
 
 _ROWS_PER_PROGRAM = 64  # whose bias gradients a program adds; fixed, so that the bits depend on no GPU's size
 

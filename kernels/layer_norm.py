@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from electra_fast.kernels.rows import dropout_factors, standardise, standardise_backward
+from electra_fast.kernels.rows import dropout_factors, standardise, standardise_backward, sum_blocks
 from electra_fast.ops.random import threshold
 
 # Launch parameters: (widest row, padded to a power of two; elements a program, at least one row; warps). Reasoned, not
@@ -213,15 +213,10 @@ def add_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The sums over the programs, in one order: torch.sum's depends on the GPU."""
+    """The sums over the programs of the backward."""
     o_column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     m_column = o_column < 2 * WIDTH
-    b_sum = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, num_partials, ROWS):
-        o_row = (start + tl.arange(0, ROWS)).to(tl.int64)
-        m_partial = (o_row < num_partials)[:, None] & m_column[None, :]
-        b_sum += tl.load(p_partials + o_row[:, None] * 2 * WIDTH + o_column[None, :], mask=m_partial, other=0.0)
-    b_total = tl.sum(b_sum, 0)
+    b_total = sum_blocks(p_partials, o_column, m_column, num_partials, 2 * WIDTH, ROWS, COLUMNS)
     tl.store(p_dweight + o_column, b_total, mask=o_column < WIDTH)
     tl.store(p_dbias + o_column - WIDTH, b_total, mask=m_column & (o_column >= WIDTH))
 

@@ -29,7 +29,8 @@ _ORDER_BITS = tl.constexpr(32 + 13)
 _NO_UNIT = tl.constexpr(1 << (32 + 13 + 1))  # above every bound that the search tries
 
 
-@triton.jit(do_not_specialize=["num_tokens", "replace_below", "stream"])
+# num_tokens may be specialised, to three kernels at most: without knowing that 16 divides it, loads are of one token.
+@triton.jit(do_not_specialize=["replace_below", "stream"])
 def draw_kernel(
     p_input_ids,
     p_seed,
@@ -437,7 +438,7 @@ def _pick_units(
         )
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit  # num_tokens specialised as in draw_kernel
 def copy_kernel(p_input_ids, p_corrupted_ids, p_is_replaced, num_tokens, BLOCK: tl.constexpr):
     """Every token as it is, none replaced."""
     o_token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

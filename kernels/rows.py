@@ -31,7 +31,6 @@ def standardise(b_rows, m_column, num_columns, eps):
 
     The rounded mean is off by a little, which a second look measures: without it a constant row of large values would
     seem to vary.
-
     """
     b_mean = tl.sum(b_rows, 1) / num_columns
     b_centred = tl.where(m_column, b_rows - b_mean[:, None], 0.0)
@@ -49,3 +48,14 @@ def standardise_backward(b_dy, b_x_hat, b_weight, b_rstd, num_columns):
     b_g_mean = tl.sum(b_g, 1) / num_columns
     b_g_x_hat_mean = tl.sum(b_g * b_x_hat, 1) / num_columns
     return b_rstd[:, None] * (b_g - b_g_mean[:, None] - b_x_hat * b_g_x_hat_mean[:, None])
+
+
+@triton.jit
+def sum_blocks(p_sums, o_column, m_column, num_blocks, num_columns, BLOCKS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Columns of float32 [num_blocks, num_columns], added in one order: that of torch.sum depends on the GPU."""
+    b_total = tl.zeros([BLOCKS, COLUMNS], tl.float32)
+    for start in range(0, num_blocks, BLOCKS):
+        o_block = (start + tl.arange(0, BLOCKS)).to(tl.int64)
+        m_block = (o_block < num_blocks)[:, None] & m_column[None, :]
+        b_total += tl.load(p_sums + o_block[:, None] * num_columns + o_column[None, :], mask=m_block, other=0.0)
+    return tl.sum(b_total, 0)

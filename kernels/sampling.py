@@ -1,6 +1,6 @@
 """sample_tokens on the device in one launch; its device functions serve the generator head too.
 
-electra_fast/ops/masking_sampling.py says what is computed. A row's masses exp((score - largest) / temperature) are
+electra_fast/ops/sampling.py says what is computed. A row's masses exp((score - largest) / temperature) are
 summed by tiles, each measured against its own largest score, in float32; everything across tiles is in float64.
 """
 

@@ -20,12 +20,14 @@ class Batch:
 
     input_ids: int64 [T]. cu_seqlens: int32 [B + 1], where each sequence starts in input_ids, and T. sequence_ids: int64
     [B], the index of each piece in the corpus, the same in every epoch. epoch: the first sequence's, from 0.
+    max_seqlen: no sequence is longer.
     """
 
     input_ids: torch.Tensor
     cu_seqlens: torch.Tensor
     sequence_ids: torch.Tensor
     epoch: int
+    max_seqlen: int
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -107,6 +109,7 @@ class BatchLoader:
             cu_seqlens=torch.from_numpy(cu_seqlens),
             sequence_ids=torch.from_numpy(pieces),
             epoch=first // self.num_sequences,
+            max_seqlen=self.max_length,
         )
 
     def _spans(self, pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as stock
 from transformers.utils import ModelOutput
@@ -15,7 +16,7 @@ from electra_fast.models.heads import (
     labelled_tokens,
     reads,
 )
-from electra_fast.models.layers import FlatEmbeddings, FlatLayer
+from electra_fast.models.layers import FlatEmbeddings, FlatLayer, norm_of_head
 from electra_fast.models.swap import Swapped, replaces
 from electra_fast.models.tower import FlatTower
 
@@ -27,11 +28,25 @@ class BertEmbeddings(FlatEmbeddings, stock.BertEmbeddings):
 
 @replaces(stock.BertLayer)
 class BertLayer(FlatLayer, stock.BertLayer):
-    pass
+    stock_parts = (
+        stock.BertAttention,
+        stock.BertSelfAttention,
+        stock.BertSelfOutput,
+        stock.BertIntermediate,
+        stock.BertOutput,
+    )
+
+
+@replaces(stock.BertPredictionHeadTransform)
+class BertPredictionHeadTransform(stock.BertPredictionHeadTransform):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return norm_of_head(self.LayerNorm, self.transform_act_fn(self.dense(hidden_states)))
 
 
 @replaces(stock.BertModel)
 class BertModel(Swapped, FlatTower, stock.BertModel):
+    stock_encoder = stock.BertEncoder
+
     def _result(self, hidden_states: Tensor, starts: Tensor | None) -> ModelOutput:
         pooled = None
         if self.pooler is not None:
@@ -47,7 +62,7 @@ class BertForPreTraining(Swapped, stock.BertForPreTraining):
 
 @replaces(stock.BertLMHeadModel)
 @reads(all_tokens_if_labelled)
-class BertLMHeadModel(Swapped, stock.BertLMHeadModel):
+class BertLMHeadModel(Swapped, stock.BertLMHeadModel, GenerationMixin):  # transformers looks for it in the bases
     accepts_loss_kwargs = True  # its loss divides by num_items_in_batch
 
 

@@ -1,8 +1,9 @@
 """What each head of transformers' ELECTRA and BERT reads of its tower's result, and losses of packed batches."""
 
-from __future__ import annotations
+# Annotations are objects in this file: transformers looks into those of `**kwargs` for what a forward can output.
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
-from electra_fast.models.tower import READS_REAL_TOKENS, FlatTower, HeadReads
+from electra_fast.models.tower import READS_REAL_TOKENS, FlatTower, HeadReads, pop_return_dict
 from electra_fast.packing import packing_of_lengths
 
 IGNORED_LABEL = -100
@@ -20,20 +23,21 @@ IGNORED_LABEL = -100
 def reads(what: Callable[..., HeadReads], *, takes_packed: bool = True) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: the head's own forward, which then passes `what(model, attention_mask, labels)` to its tower.
 
-    `attention_mask` and `labels` are the second and the sixth argument of every head; either may be None.
+    Either may be None; for question answering, `labels` are the `start_positions`.
     """
 
     def decorate(cls: type[nn.Module]) -> type[nn.Module]:
         stock_forward = cls.forward
+        names = tuple(inspect.signature(stock_forward).parameters)[1:]
 
         @functools.wraps(stock_forward)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if not takes_packed and kwargs.get("cu_seq_lens_q") is not None:
                 raise ValueError(f"{type(self).__name__} takes no packed input; give input_ids [B, choices, S]")
             if isinstance(self.base_model, FlatTower):
-                attention_mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-                labels = args[5] if len(args) > 5 else kwargs.get("labels", kwargs.get("start_positions"))
-                kwargs["head_reads"] = what(self, attention_mask, labels)
+                given = dict(zip(names, args, strict=False)) | kwargs
+                labels = given.get("labels", given.get("start_positions"))
+                kwargs["head_reads"] = what(self, given.get("attention_mask"), labels)
             return stock_forward(self, *args, **kwargs)
 
         cls.forward = forward
@@ -61,9 +65,10 @@ def real_tokens(model: nn.Module, attention_mask: Tensor | None, labels: Tensor 
 
 def labelled_tokens(model: nn.Module, attention_mask: Tensor | None, labels: Tensor | None) -> HeadReads:
     """Heads over each token, whose loss counts all labels but -100."""
-    if attention_mask is None or labels is None or labels.shape != attention_mask.shape:
+    if attention_mask is None or labels is None or labels.numel() != attention_mask.numel():
         return HeadReads(padding_if=False)
-    return HeadReads(padding_if=((labels != IGNORED_LABEL) & (attention_mask == 0)).any())
+    is_padding = attention_mask.flatten() == 0  # flat, since transformers takes labels [B * S] too
+    return HeadReads(padding_if=((labels.flatten() != IGNORED_LABEL) & is_padding).any())
 
 
 def labelled_and_first_tokens(model: nn.Module, attention_mask: Tensor | None, labels: Tensor | None) -> HeadReads:
@@ -97,13 +102,13 @@ class SpanHead:
         inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput | tuple[Tensor, ...]:
         arguments = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         cu_seqlens = kwargs.get("cu_seq_lens_q")
         if cu_seqlens is None or start_positions is None or end_positions is None:
             return super().forward(*arguments, start_positions, end_positions, **kwargs)
-        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        return_dict = pop_return_dict(self.config, kwargs)
         outputs = super().forward(*arguments, return_dict=True, **kwargs)
         loss = _packed_span_loss(
             outputs.start_logits,

@@ -144,6 +144,7 @@ class ElectraForJointPreTraining(nn.Module):
         num_masked: int | None = None,
         masked_count: Tensor | float | None = None,
         token_count: Tensor | float | None = None,
+        max_seqlen: int | None = None,
     ) -> JointPreTrainingOutput:
         """Mask, let the generator fill in, let the discriminator judge, and return both losses.
 
@@ -160,11 +161,13 @@ class ElectraForJointPreTraining(nn.Module):
             num_masked: slots M for masked positions; None: enough for every sequence.
             masked_count, token_count: what the two loss sums are divided by; None: this batch's own counts. Give those
                 of the whole global batch, and accumulation and ranks change nothing.
+            max_seqlen: of packed input, no less than its longest sequence, which on a GPU is not checked. None: looks,
+                for which a GPU must be waited for; in a compiled graph: the position table's size.
 
         Raises:
             ValueError: shapes that don't fit together, or sequences longer than the position table.
         """
-        packing = self.packing(input_ids, attention_mask, cu_seqlens)
+        packing = self.packing(input_ids, attention_mask, cu_seqlens, max_seqlen)
         if token_type_ids is not None and token_type_ids.shape != input_ids.shape:
             raise ValueError(
                 f"token_type_ids has shape {tuple(token_type_ids.shape)}, input_ids {tuple(input_ids.shape)}"
@@ -210,21 +213,30 @@ class ElectraForJointPreTraining(nn.Module):
             rtd=RTDLoss(rtd.loss_sum.detach(), *rtd[1:]),  # torch 2.11 can't compile `_replace`
         )
 
-    def packing(self, input_ids: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> Packing:
+    def packing(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Packing:
         """How the arguments of `forward` lay out the tokens."""
+        table = self.discriminator.config.max_position_embeddings
         if cu_seqlens is not None:
             if input_ids.dim() != 1:
                 raise ValueError(f"with cu_seqlens, input_ids must be flat [T]; got shape {tuple(input_ids.shape)}")
             if attention_mask is not None:
                 raise ValueError("packed input has no padding: give cu_seqlens or attention_mask, not both")
-            max_seqlen = int(cu_seqlens.diff().max()) if cu_seqlens.shape[0] > 1 else 0
+            if max_seqlen is None and torch.compiler.is_compiling():
+                max_seqlen = table
+            elif max_seqlen is None:
+                max_seqlen = int(cu_seqlens.diff().max()) if cu_seqlens.shape[0] > 1 else 0
         else:
             if input_ids.dim() != 2:
                 raise ValueError(
                     f"input_ids must be padded [B, S], or flat [T] with cu_seqlens; got shape {tuple(input_ids.shape)}"
                 )
             max_seqlen = input_ids.shape[1]
-        table = self.discriminator.config.max_position_embeddings
         if max_seqlen > table:
             raise ValueError(f"sequences of {max_seqlen} tokens are longer than the position table of {table}")
         if cu_seqlens is not None:

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+from transformers.activations import GELUActivation
 
 from electra_fast.attention import attention
 from electra_fast.ops.embedding import embedding_layer_norm
@@ -73,6 +76,16 @@ class FlatEmbeddings:
 class FlatLayer:
     """Mixed into `ElectraLayer` and `BertLayer`: attention, then a feed-forward network, on flat tokens."""
 
+    # The classes of the parts whose work `forward` does itself on flat tokens.
+    stock_parts: tuple[type[nn.Module], ...]
+
+    def is_intact(self) -> bool:
+        """Whether the layer's parts are transformers' own, and nobody has put another forward into one."""
+        parts = (self.attention, self.attention.self, self.attention.output, self.intermediate, self.output)
+        if tuple(type(part) for part in parts) != self.stock_parts:
+            return False
+        return not any("forward" in module.__dict__ for module in (self, *parts))
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -92,13 +105,22 @@ class FlatLayer:
             context, hidden_states = context.index_select(1, rows), hidden_states.index_select(1, rows)
             row_ids = rows if row_ids is None else row_ids.index_select(0, rows)
         hidden_states = _add_and_norm(self.attention.output, context, hidden_states, flat.seed, stream + 1, row_ids)
-        intermediate = self.intermediate(hidden_states)
-        return _add_and_norm(self.output, intermediate, hidden_states, flat.seed, stream + 2, row_ids)
+        chunk = self.chunk_size_feed_forward * flat.packing.batch_size  # as many tokens at once as in transformers
+        if chunk == 0:
+            return self._feed_forward(hidden_states, flat.seed, stream + 2, row_ids)
+        if row_ids is None:
+            row_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+        chunks = zip(hidden_states.split(chunk, dim=1), row_ids.split(chunk), strict=True)
+        return torch.cat([self._feed_forward(x, flat.seed, stream + 2, names) for x, names in chunks], dim=1)
+
+    def _feed_forward(self, x: Tensor, seed: Tensor | None, stream: int, row_ids: Tensor | None) -> Tensor:
+        return _add_and_norm(self.output, _intermediate(self.intermediate, x), x, seed, stream, row_ids)
 
 
 def _attend(module: nn.Module, hidden_states: Tensor, flat: FlatBatch, stream: int) -> Tensor:
     """[1, T, H] -> [1, T, H]: each token attends to those of its sequence."""
-    q, k, v = (x[0].unflatten(-1, (-1, module.attention_head_size)) for x in _projections(module, hidden_states))
+    rows = hidden_states.squeeze(0)
+    q, k, v = (x.unflatten(-1, (-1, module.attention_head_size)) for x in _projections(module, rows))
     context = attention(
         q,  # [T, heads, D]
         k,
@@ -116,13 +138,30 @@ def _attend(module: nn.Module, hidden_states: Tensor, flat: FlatBatch, stream: i
 
 
 def _projections(module: nn.Module, hidden_states: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values, in one matrix product where nothing is wrapped around their layers."""
+    """Queries, keys and values [T, H], in one matrix product where nothing is wrapped around their layers."""
     layers = (module.query, module.key, module.value)
     if not all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers):
         return tuple(layer(hidden_states) for layer in layers)
     weight = torch.cat([layer.weight for layer in layers])
     bias = torch.cat([layer.bias for layer in layers])
     return F.linear(hidden_states, weight, bias).chunk(3, dim=-1)
+
+
+def _intermediate(module: nn.Module, hidden_states: Tensor) -> Tensor:
+    """transformers' Intermediate: a linear layer and its activation; oneDNN does both in one pass where it can."""
+    dense, activation = module.dense, module.intermediate_act_fn
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()  # whose compiler makes this choice itself
+        or hidden_states.device.type != "cpu"
+        or hidden_states.dtype != torch.float32
+        or torch.is_autocast_enabled("cpu")
+        or not (type(activation) is GELUActivation and activation.act is F.gelu and not _has_hooks(activation))
+        or not is_plain(dense, nn.Linear)
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return module(hidden_states)
+    return torch.ops.mkldnn._linear_pointwise(hidden_states, dense.weight, dense.bias, "gelu", [], "none")
 
 
 def _add_and_norm(
@@ -148,12 +187,19 @@ def _add_and_norm(
 
 
 def generator_hidden(predictions: nn.Module, hidden_states: Tensor) -> Tensor:
-    """`ElectraGeneratorPredictions`: [M, H] -> [M, E], all that comes before the projection onto the vocabulary."""
-    hidden_states = predictions.activation(predictions.dense(hidden_states))
-    norm = predictions.LayerNorm
-    if not is_plain(norm, nn.LayerNorm):
-        return norm(hidden_states)
-    return layer_norm(hidden_states, norm.weight, norm.bias, eps=norm.eps)
+    """`ElectraGeneratorPredictions`: [..., H] -> [..., E], all that comes before the projection onto the vocabulary."""
+    return norm_of_head(predictions.LayerNorm, predictions.activation(predictions.dense(hidden_states)))
+
+
+def norm_of_head(norm: nn.Module, x: Tensor) -> Tensor:
+    """LayerNorm with statistics in float32.
+
+    Padding comes back from the tower as zeros. While the bias after it is zero too, one over the deviation is 1e6,
+    which is inf in float16, and nn.LayerNorm on CPU keeps it so for its backward: NaN in every gradient.
+    """
+    if needs_plain_operators() or not is_plain(norm, nn.LayerNorm):
+        return norm(x)
+    return layer_norm(x, norm.weight, norm.bias, eps=norm.eps)
 
 
 def rate(dropout: nn.Dropout) -> float:
@@ -161,10 +207,12 @@ def rate(dropout: nn.Dropout) -> float:
 
 
 def needs_plain_operators() -> bool:
-    """Whether a graph for another program is being made, or a functorch transform runs: ours would not do."""
+    """Whether a graph for another program is made, or a functorch transform or forward mode runs: ours don't do."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return True
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -173,7 +221,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     False for subclasses (adapters, quantised layers, parametrisations), for modules with hooks or a forward of their
     own (offloading), for weights that are tensor subclasses, and for dropout of everything.
     """
-    if type(module) is not kind or "forward" in module.__dict__ or _has_hooks(module):
+    if type(module) is not kind or "forward" in module.__dict__ or _has_hooks(module) or _has_any_global_hook():
         return False
     if kind is nn.Dropout:
         return module.p < 1.0
@@ -192,7 +240,9 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def is_observed(module: nn.Module) -> bool:
-    """Whether a hook on `module` or below wants to see what transformers computes there."""
+    """Whether a hook on `module` or below, or one on all modules, wants to see what transformers computes there."""
+    if _has_any_global_hook():
+        return True
     pending = [module]
     while pending:
         module = pending.pop()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TypeVar
 
 from torch import nn
@@ -41,12 +42,12 @@ class patch_transformers:
 
     def __init__(self) -> None:
         self._stock: list[tuple[object, str, type[nn.Module]]] = []
+        packages = _packages()
         for stock, fast in SWAPS.items():
             if not issubclass(stock, PreTrainedModel):
                 continue  # a part, which fast models swap when they are built
             file = stock.__module__
-            for name in ("transformers", file.rpartition(".")[0], file):
-                module = importlib.import_module(name)
+            for module in (*packages, *map(importlib.import_module, (file.rpartition(".")[0], file))):
                 self._stock.append((module, stock.__name__, getattr(module, stock.__name__)))
                 setattr(module, stock.__name__, fast)
 
@@ -62,3 +63,11 @@ class patch_transformers:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.undo()
+
+
+def _packages() -> list[ModuleType]:
+    """All modules named transformers: importing a model first replaces it, and who imported it before keeps the old."""
+    current = importlib.import_module("transformers")
+    return [
+        module for module in gc.get_objects() if type(module) is type(current) and module.__name__ == current.__name__
+    ]

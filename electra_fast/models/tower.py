@@ -1,6 +1,6 @@
 """A tower (`ElectraModel`, `BertModel`) without its padding: packed once, layers on flat tokens, padded once."""
 
-from __future__ import annotations
+# Annotations are objects in this file: transformers looks into those of `**kwargs` for what a forward can output.
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 
 from electra_fast.models.layers import FlatBatch, FlatEmbeddings, FlatLayer, is_observed, needs_plain_operators
 from electra_fast.ops.random import draw_seed, sequence_of_tokens
@@ -91,6 +92,8 @@ class FlatTower:
     `max_length_q`. Packed sequences never see each other; where there are no `position_ids`, each begins at 0.
     """
 
+    stock_encoder: type[nn.Module]
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -104,9 +107,9 @@ class FlatTower:
         use_cache: bool | None = None,
         *,
         head_reads: HeadReads = READS_REAL_TOKENS,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ModelOutput | tuple[Tensor, ...]:
-        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        return_dict = pop_return_dict(self.config, kwargs)
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         packing = None
         if kwargs.get("cu_seq_lens_q") is not None:
@@ -144,7 +147,8 @@ class FlatTower:
             hidden_states = outputs.last_hidden_state
             if head_reads.first_only:
                 hidden_states = hidden_states[0, first_tokens(packing)].unsqueeze(1)
-            outputs.update(self._result(hidden_states, starts))
+            for name, value in self._result(hidden_states, starts).items():
+                outputs[name] = value
         return outputs if return_dict else outputs.to_tuple()
 
     def _result(self, hidden_states: Tensor, starts: Tensor | None) -> ModelOutput:
@@ -156,7 +160,7 @@ class FlatTower:
         config = self.config
         if config._attn_implementation not in _ATTENTION or needs_plain_operators() or config.is_decoder:
             return False
-        if getattr(config, "is_causal", None) or config.chunk_size_feed_forward > 0:
+        if getattr(config, "is_causal", None):
             return False
         for name, value in kwargs.items():
             if name not in _IGNORED_ARGUMENTS and value is not None and value is not False:
@@ -166,7 +170,15 @@ class FlatTower:
         # Which tokens are real decides shapes, which a compiled graph can't wait for.
         if attention_mask is not None and (attention_mask.dim() != 2 or torch.compiler.is_compiling()):
             return False
-        return all(isinstance(layer, FlatLayer) for layer in self.encoder.layer) and not is_observed(self)
+        return self._is_intact() and not is_observed(self)
+
+    def _is_intact(self) -> bool:
+        """Whether the tower's parts are ours or transformers' own, and nobody has put another forward into one."""
+        if not isinstance(self.embeddings, FlatEmbeddings) or type(self.encoder) is not self.stock_encoder:
+            return False
+        if "forward" in self.embeddings.__dict__ or "forward" in self.encoder.__dict__:
+            return False
+        return all(isinstance(layer, FlatLayer) and layer.is_intact() for layer in self.encoder.layer)
 
     def _flat_hidden_states(self, packing: Packing, flat: dict[str, Tensor | None], head_reads: HeadReads) -> Tensor:
         """[B, S, H] of a padded batch, with zeros for padding; [1, T, H] of a packed one; or first tokens [B, 1, H]."""
@@ -264,6 +276,12 @@ def _flatten(
         "position_ids": flatten(position_ids),
         "inputs_embeds": flatten(inputs_embeds),
     }
+
+
+def pop_return_dict(config: PretrainedConfig, kwargs: dict[str, Any]) -> bool:
+    """Takes the argument of that name out of `kwargs`; None, which wrappers such as PEFT pass on, asks the config."""
+    return_dict = kwargs.pop("return_dict", None)
+    return config.return_dict if return_dict is None else return_dict
 
 
 def first_tokens(packing: Packing) -> Tensor:

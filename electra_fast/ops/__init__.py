@@ -16,14 +16,9 @@ from electra_fast.ops.generator_head import (
     linear_cross_entropy_sample_with_argmax,
 )
 from electra_fast.ops.layer_norm import dropout_add_layer_norm, layer_norm
-from electra_fast.ops.masking_sampling import (
-    MaskedTokens,
-    corrupt_tokens,
-    mask_tokens,
-    mask_tokens_padded,
-    sample_tokens,
-)
+from electra_fast.ops.masking_sampling import MaskedTokens, corrupt_tokens, mask_tokens, mask_tokens_padded
 from electra_fast.ops.rtd_bce import RTDLoss, rtd_bce
+from electra_fast.ops.sampling import sample_tokens
 
 __all__ = [
     "Availability",

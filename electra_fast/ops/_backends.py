@@ -46,6 +46,11 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
 }
 
 
+# What os.environ itself looks into. Its `get` encodes the name, then raises and catches where it is unset: more than a
+# microsecond, on the way of every call.
+_ENVIRONMENT, _VARIABLE = os.environ._data, os.environ.encodekey("ELECTRA_FAST_BACKEND")
+
+
 class Availability(NamedTuple):
     """One line of `electra-fast info`: whether a backend can run an operator on a type of device."""
 
@@ -73,22 +78,11 @@ def use_backend(name: str) -> Iterator[None]:
     Enter it around a compiled function, not inside one: operators with kernels choose when the compiled code runs.
     """
     _check_name(name, "use_backend")
-    with forced_backend(name):
+    before, _choice.backend = _choice.backend, name
+    try:
         yield
-
-
-class forced_backend:
-    """`use_backend` for a name that is known to be right; a class, because it is on the way of every backward pass."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        self._before = _choice.backend
-        _choice.backend = self._name
-
-    def __exit__(self, *_: object) -> None:
-        _choice.backend = self._before
+    finally:
+        _choice.backend = before
 
 
 def select(operator: str, tensor: Tensor) -> str:
@@ -102,7 +96,7 @@ def select(operator: str, tensor: Tensor) -> str:
     requested = requested_backend()
     if requested is not None:
         if requested != "reference":
-            _require(operator, requested, tensor)
+            _require(operator, requested, tensor.device, tensor.dtype)
         return requested
     return _default(operator, tensor.device, tensor.dtype)
 
@@ -124,10 +118,10 @@ def requested_backend() -> str | None:
     """What `use_backend` or else ELECTRA_FAST_BACKEND asks for; None leaves the choice to us."""
     if _choice.backend is not None:
         return _choice.backend
-    # `in` first: `get` raises and catches where it is unset, which costs more than all else here.
-    requested = (os.environ["ELECTRA_FAST_BACKEND"] or None) if "ELECTRA_FAST_BACKEND" in os.environ else None
-    if requested is not None:
-        _check_name(requested, "ELECTRA_FAST_BACKEND")
+    if not _ENVIRONMENT.get(_VARIABLE):
+        return None
+    requested = os.environ["ELECTRA_FAST_BACKEND"]
+    _check_name(requested, "ELECTRA_FAST_BACKEND")
     return requested
 
 
@@ -167,16 +161,17 @@ def _default_kernel(device: torch.device) -> str | None:
     return {"cpu": "cpp", "cuda": "triton"}.get(device.type)
 
 
-def _require(operator: str, backend: str, tensor: Tensor) -> None:
+@functools.cache  # what it raises is not kept
+def _require(operator: str, backend: str, device: torch.device, dtype: torch.dtype) -> None:
     kernels = _KERNELS[operator]
     if backend not in kernels:
         raise RuntimeError(_not_written(operator, backend))
-    missing = _missing(backend, tensor.device)
+    missing = _missing(backend, device)
     if missing is not None:
-        raise RuntimeError(f"the {backend} backend of {operator} can't run on {tensor.device}: {missing}")
-    if tensor.dtype not in kernels[backend]:
+        raise RuntimeError(f"the {backend} backend of {operator} can't run on {device}: {missing}")
+    if dtype not in kernels[backend]:
         takes = ", ".join(map(str, kernels[backend]))
-        raise TypeError(f"the {backend} backend of {operator} takes {takes}, not {tensor.dtype}; use the reference")
+        raise TypeError(f"the {backend} backend of {operator} takes {takes}, not {dtype}; use the reference")
 
 
 def _missing(backend: str, device: torch.device) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from electra_fast.ops import _backends
 from electra_fast.ops._checks import check_tensor
-from electra_fast.ops._register import register
+from electra_fast.ops._register import is_autocast_enabled, register
 from electra_fast.ops.random import ROW_BITS, as_seed, check_stream, philox, sequence_of_tokens, threshold
 
 # --- The reference ----------------------------------------------------------------------------------------------------
@@ -299,7 +299,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, d_out: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if d_out is None:
         return (None,) * 10
-    return *_backward_operator(d_out, *ctx.saved_tensors, *ctx.options), *(None,) * 7
+    gradients = _backward_operator(d_out, *ctx.saved_tensors, *ctx.options, backend=ctx.backend)
+    return *gradients, *(None,) * 7
 
 
 _backward_operator = register(
@@ -371,7 +372,7 @@ def varlen_attention(
     """
     name = "varlen_attention"
     device = q.device
-    if torch.is_autocast_enabled(device.type):
+    if is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device.type)
         q, k, v = (x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v))
     floats = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

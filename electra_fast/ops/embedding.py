@@ -88,7 +88,7 @@ def _embedding_cpp(
 ) -> tuple[Tensor, Tensor]:
     num_tokens, width = input_ids.shape[0], word.shape[1]
     y = word.new_empty(num_tokens, width)
-    stats = word.new_empty(2, num_tokens, dtype=torch.float32)
+    stats = weight.new_empty(2, num_tokens)
     _backends.extension().embedding_layer_norm(
         _cpp_rows(
             word, token_type, position, weight, input_ids, token_type_ids, position_ids, seed, row_ids, p, stream
@@ -329,7 +329,8 @@ def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]
     needed = list(ctx.needs_input_grad[:5])
     if dy is None:
         return (None,) * 14
-    gradients = _embedding_backward(dy, *ctx.saved_tensors, ctx.padding_idx, ctx.p, ctx.stream, needed)
+    options = ctx.padding_idx, ctx.p, ctx.stream, needed
+    gradients = _embedding_backward(dy, *ctx.saved_tensors, *options, backend=ctx.backend)
     wanted = (gradient if is_needed else None for gradient, is_needed in zip(gradients, needed, strict=True))
     return *wanted, *(None,) * 9
 
@@ -402,7 +403,8 @@ def embedding_layer_norm(
     elif padding_idx < 0:
         padding_idx += num_words
     word, token_type, position = float32_under_autocast(word, token_type, position)
-    weight, bias = weight.to(_stats_dtype(word)), bias.to(_stats_dtype(word))
+    if not weight.dtype == bias.dtype == _stats_dtype(word):  # `to` takes a microsecond to do nothing
+        weight, bias = weight.to(_stats_dtype(word)), bias.to(_stats_dtype(word))
     y, _ = _embedding(
         word.contiguous(),
         token_type.contiguous(),

@@ -46,7 +46,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> N
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
-    return _bias_gelu_backward(dy.contiguous(), *ctx.saved_tensors)
+    return _bias_gelu_backward(dy.contiguous(), *ctx.saved_tensors, backend=ctx.backend)
 
 
 _bias_gelu_backward = register(

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from electra_fast.ops import _backends
 from electra_fast.ops._checks import check_tensor
-from electra_fast.ops._register import is_watched, register
-from electra_fast.ops.masking_sampling import contiguous, inverse_of, sample_tokens_reference
+from electra_fast.ops._register import is_autocast_enabled, is_watched, register
 from electra_fast.ops.random import as_seed, check_stream
+from electra_fast.ops.sampling import contiguous, inverse_of, sample_tokens_reference
 
 _NAME = "linear_cross_entropy_sample"
 
-# Rows whose logits exist at a time on CPU. More make the matrix products faster (the weight's gradient is read and
-# written once a chunk: 64 rows cost them 1.7 times the time of all rows, 256 cost 1.1 times), fewer take less memory.
-_CHUNK = 256
+# Rows whose softmaxes are in memory at a time on CPU, by the bytes of an element. More make the products faster; above
+# 32 MiB, 250 rows of the usual vocabulary, glibc asks for fresh pages each time. With bfloat16, d_weight comes on top.
+_CHUNK = {4: 192, 2: 128}
 
 
 class GeneratorSample(NamedTuple):
@@ -150,7 +150,7 @@ def _forward_cpp(
         "inverse_temperature": inverse_of(temperature),
         "disallow_correct": disallow_correct,
     }
-    gradients = _by_chunks(hidden, weight, bias, labels, _used(weights) if with_gradients else None, results, sampling)
+    gradients = _run_cpp(hidden, weight, bias, labels, _used(weights) if with_gradients else None, results, sampling)
     nll, sampled_ids = results["nll"], torch.where(weights > 0, results["sampled_ids"], labels)
     lse = torch.stack([results["largest"], results["log_total"]])
     return _loss_sum(weights, nll), nll, sampled_ids, results["argmax_ids"], lse, *gradients
@@ -159,10 +159,10 @@ def _forward_cpp(
 def _backward_cpp(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, coefficients: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _by_chunks(hidden, weight, bias, labels, coefficients, {}, {})
+    return _run_cpp(hidden, weight, bias, labels, coefficients, {}, {})
 
 
-def _by_chunks(
+def _run_cpp(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -171,56 +171,38 @@ def _by_chunks(
     results: dict[str, Tensor | None],
     sampling: dict[str, Any],
 ) -> Gradients:
-    """Goes through the rows by chunks: a matrix product makes their logits, a C++ kernel all that is said by row.
+    """Fills `results`, tensors by the names that the kernel knows them by, and makes gradients if it has coefficients.
 
-    The kernel fills `results`, tensors of M rows by the names it knows them by. With `coefficients` [M] it turns the
-    logits into the gradient of sum(coefficients * nll), which two more products carry to hidden and weight.
+    These are the gradients of sum(coefficients * nll).
     """
-    (rows, _), vocab_size = hidden.shape, weight.shape[0]
-    chunk = math.ceil(rows / math.ceil(rows / _CHUNK)) if rows else 0  # as even as they get
-    # bfloat16 is widened: without instructions for it, its products take longer and round the logits.
-    wide_weight, wide_bias, labels = weight.float().contiguous(), bias.float().contiguous(), labels.contiguous()
-    workspace = wide_weight.new_empty(chunk, vocab_size)
-    pointers = {name: tensor for name, tensor in results.items() if tensor is not None and tensor.numel() > 0}
-    with_gradients = coefficients is not None
-    if with_gradients:
-        coefficients = coefficients.float().contiguous()
-        d_hidden, d_weight = hidden.new_empty(hidden.shape, dtype=torch.float32), torch.empty_like(wide_weight)
-        d_bias = torch.zeros_like(wide_bias)
-        partial_sums = wide_bias.new_empty(_backends.extension().HEAD_BLOCKS, vocab_size)
-        pointers["coefficients"] = coefficients
-        if rows == 0:
-            d_weight.zero_()
-
-    for start in range(0, rows, chunk or 1):
-        part = slice(start, min(start + chunk, rows))
-        wide_hidden = hidden[part].float()
-        logits = torch.mm(wide_hidden, wide_weight.t(), out=workspace[: wide_hidden.shape[0]])
-        _backends.extension().head_rows(
-            logits=logits.data_ptr(),
-            num_rows=logits.shape[0],
-            vocab_size=vocab_size,
-            bias=wide_bias.data_ptr(),
-            labels=labels[part].data_ptr(),
-            first_row=start,
-            partial_sums=partial_sums.data_ptr() if with_gradients else 0,
-            d_bias=d_bias.data_ptr() if with_gradients else 0,
-            threads=torch.get_num_threads(),
-            **{name: tensor[part].data_ptr() for name, tensor in pointers.items()},
-            **sampling,
-        )
-        if not with_gradients:
-            continue
-        torch.mm(logits, wide_weight, out=d_hidden[part])
-        # A row without a coefficient may hold anything, and 0 * NaN is no 0.
-        used_hidden = wide_hidden.masked_fill((coefficients[part] == 0).unsqueeze(1), 0.0)
-        if start == 0:
-            torch.mm(logits.t(), used_hidden, out=d_weight)
-        else:
-            d_weight.addmm_(logits.t(), used_hidden)
-    if not with_gradients:
+    rows, width = hidden.shape
+    inputs = {"hidden": hidden, "weight": weight, "bias": bias.float(), "labels": labels}
+    inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
+    outputs = {}
+    if coefficients is not None:
+        inputs["coefficients"] = coefficients.float().contiguous()
+        stride = _backends.extension().head_stride(width)
+        make = torch.empty if rows else torch.zeros
+        outputs = {
+            "d_hidden": make((rows, stride), dtype=torch.float32),
+            "d_weight": make((weight.shape[0], stride), dtype=torch.float32),
+            "d_bias": make(bias.shape, dtype=torch.float32),
+        }
+    tensors = inputs | outputs | results
+    _backends.extension().generator_head(
+        bfloat16=hidden.dtype == torch.bfloat16,
+        num_rows=rows,
+        vocab_size=weight.shape[0],
+        width=width,
+        chunk=math.ceil(rows / math.ceil(rows / _CHUNK[hidden.element_size()])) if rows else 1,  # as even as they get
+        threads=torch.get_num_threads(),
+        **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
+        **sampling,
+    )
+    if coefficients is None:
         return _no_gradients(hidden, weight, bias)
-    return d_hidden.to(hidden.dtype), d_weight.to(weight.dtype), d_bias.to(bias.dtype)
+    d_hidden, d_weight = (outputs[name][:, :width].to(hidden.dtype).contiguous() for name in ("d_hidden", "d_weight"))
+    return d_hidden, d_weight, outputs["d_bias"].to(bias.dtype)
 
 
 # --- triton -----------------------------------------------------------------------------------------------------------
@@ -330,7 +312,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _, _, sampled_ids, argmax_ids, lse, *gradients = output
     ctx.mark_non_differentiable(sampled_ids, argmax_ids, lse, *gradients)
     ctx.set_materialize_grads(False)
-    if hasattr(ctx, "backend"):  # eager mode, where backward gives these tensors away
+    if ctx.backend is not None:  # eager mode, where backward gives these tensors away
         ctx.gradients, gradients = gradients, []
     ctx.save_for_backward(hidden, weight, bias, labels, weights, lse, *gradients)
 
@@ -351,7 +333,8 @@ def _backward(ctx: Any, d_loss_sum: Tensor | None, d_nll: Tensor | None, *_: Any
     coefficients = torch.zeros_like(weights) if d_loss_sum is None else _used(weights) * d_loss_sum
     if d_nll is not None:
         coefficients = coefficients + d_nll
-    return *_generator_head_backward(hidden, weight, bias, labels, coefficients, lse), *others
+    gradients = _generator_head_backward(hidden, weight, bias, labels, coefficients, lse, backend=ctx.backend)
+    return *gradients, *others
 
 
 _generator_head_backward = register(
@@ -447,7 +430,7 @@ def _call(
 ) -> tuple[Tensor, ...]:
     hidden, weight, bias, labels, weights = tensors
     device_type = hidden.device.type
-    if torch.is_autocast_enabled(device_type):
+    if is_autocast_enabled(hidden.device):
         dtype = torch.get_autocast_dtype(device_type)
         with torch.autocast(device_type, enabled=False):
             tensors = (hidden.to(dtype), weight.to(dtype), bias.float(), labels, weights)

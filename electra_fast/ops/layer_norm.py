@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from electra_fast.ops import _backends
-from electra_fast.ops._register import register
+from electra_fast.ops._register import is_autocast_enabled, register
 from electra_fast.ops.random import as_seed, check_stream, dropout_factors, threshold
 
 MAX_WIDTH = 8192
@@ -237,6 +237,7 @@ def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]
         needs_dx or is_shared,
         needs_dresidual and not is_shared,
         needs_dweight or needs_dbias,
+        backend=ctx.backend,
     )
     return (
         dx if needs_dx else None,
@@ -291,7 +292,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-12) -
     Source: Ba et al., "Layer normalization", 2016; google-research/electra, model/modeling.py (`layer_norm`), whose eps
     is 1e-12.
     """
-    if x.dtype in _HALF and torch.is_autocast_enabled(x.device.type):
+    if x.dtype in _HALF and is_autocast_enabled(x.device):
         x = x.float()
     weight, bias = _check("layer_norm", x, weight, bias, x.dtype)
     return _dropout_add_layer_norm(x.contiguous(), None, weight, bias, None, None, 0.0, eps, 0)[0]
@@ -349,7 +350,7 @@ def dropout_add_layer_norm(
         raise ValueError(f"{name}: row_ids has shape {tuple(row_ids.shape)}, the rows of x {tuple(x.shape[:-1])}")
 
     dtype = residual.dtype
-    if dtype in _HALF and torch.is_autocast_enabled(x.device.type):
+    if dtype in _HALF and is_autocast_enabled(x.device):
         residual, dtype = residual.float(), torch.float32
     if x.dtype != residual.dtype and not _kernels_mix(x, residual):
         x, residual = (tensor.to(torch.promote_types(x.dtype, residual.dtype)) for tensor in (x, residual))
@@ -378,17 +379,21 @@ def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtyp
     """Raises where x, weight or bias is not as it should be; weight and bias in the type that the kernels want."""
     if x.dtype not in _FLOATS:
         raise TypeError(f"{name}: x must be {' or '.join(map(str, _FLOATS))}, not {x.dtype}")
-    if x.dim() == 0 or not 1 <= x.shape[-1] <= MAX_WIDTH:
-        raise ValueError(f"{name}: x must have shape [..., H] with H in 1..{MAX_WIDTH}; got {tuple(x.shape)}")
+    shape, device = x.shape, x.device
+    if not shape or not 1 <= shape[-1] <= MAX_WIDTH:
+        raise ValueError(f"{name}: x must have shape [..., H] with H in 1..{MAX_WIDTH}; got {tuple(shape)}")
+    row = (shape[-1],)
     wanted = torch.float64 if dtype == torch.float64 else torch.float32
-    return _parameter(name, "weight", weight, x, wanted), _parameter(name, "bias", bias, x, wanted)
+    return _parameter(name, "weight", weight, row, device, wanted), _parameter(name, "bias", bias, row, device, wanted)
 
 
-def _parameter(name: str, argument: str, parameter: Tensor, x: Tensor, wanted: torch.dtype) -> Tensor:
-    if parameter.shape != x.shape[-1:]:
-        raise ValueError(f"{name}: {argument} has shape {tuple(parameter.shape)}, the rows of x {tuple(x.shape[-1:])}")
-    if parameter.device != x.device:
-        raise ValueError(f"{name}: {argument} lies on {parameter.device}, x on {x.device}")
+def _parameter(
+    name: str, argument: str, parameter: Tensor, row: tuple[int], device: torch.device, wanted: torch.dtype
+) -> Tensor:
+    if parameter.shape != row:
+        raise ValueError(f"{name}: {argument} has shape {tuple(parameter.shape)}, the rows of x {row}")
+    if parameter.device != device:
+        raise ValueError(f"{name}: {argument} lies on {parameter.device}, x on {device}")
     if parameter.dtype != wanted:
         if not parameter.is_floating_point():
             raise TypeError(f"{name}: {argument} must be floating point, not {parameter.dtype}")

@@ -67,7 +67,7 @@ def evaluate(
     draw = torch.Generator().manual_seed(EVALUATION_SEED)
     for i in range(batches):
         batch = loader.batch(i).to(device)
-        packing = model.packing(batch.input_ids, None, batch.cu_seqlens)
+        packing = model.packing(batch.input_ids, None, batch.cu_seqlens, batch.max_seqlen)
         corruption = model.corrupt(
             batch.input_ids,
             packing,

@@ -150,6 +150,7 @@ def pretrain(
             out = model(
                 batch.input_ids,
                 cu_seqlens=batch.cu_seqlens,
+                max_seqlen=batch.max_seqlen,
                 sequence_ids=batch.sequence_ids,
                 seed=seed,
                 mask_seed=masking_seed(settings.seed, batch.epoch),

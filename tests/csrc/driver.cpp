@@ -1,6 +1,6 @@
 // Runs every kernel of csrc/ without Python, for sanitizers: random shapes and types, empty ones too, in buffers of
 // exactly the size needed. Any number of threads must give the bits that one gives; some results are checked against a
-// scalar loop. Usage: driver SEED ROUNDS
+// scalar loop. Usage: driver SEED ROUNDS [FILE]: the results of one thread go to the file, to compare builds by.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +9,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "attention.h"
@@ -24,6 +25,7 @@ using namespace electra_fast;
 namespace {
 
 std::mt19937_64 generator;
+std::FILE* results = nullptr;  // where they go, if anywhere
 
 std::int64_t integer(std::int64_t low, std::int64_t high) {  // both included
   return std::uniform_int_distribution<std::int64_t>(low, high)(generator);
@@ -69,6 +71,7 @@ class Outputs {
   template <class T>
   T* make(std::int64_t n) {
     const std::size_t bytes = static_cast<std::size_t>(n) * sizeof(T);
+    types_.push_back(std::is_same_v<T, float> ? 'f' : std::is_same_v<T, bfloat16> ? 'b' : sizeof(T) == 8 ? 'l' : 'B');
     buffers_.emplace_back(new unsigned char[bytes]);
     sizes_.push_back(bytes);
     std::memset(buffers_.back().get(), fill_, bytes);
@@ -81,9 +84,17 @@ class Outputs {
     }
     return true;
   }
+  // For each: the name of the kernel, the type, the number of bytes, the bytes.
+  void write(std::FILE* file, const char* name) const {
+    for (std::size_t i = 0; i < sizes_.size(); ++i) {
+      std::fprintf(file, "%s %c %zu\n", name, types_[i], sizes_[i]);
+      std::fwrite(buffers_[i].get(), 1, sizes_[i], file);
+    }
+  }
 
  private:
   int fill_;
+  std::vector<char> types_;  // as of Python's struct; b is bfloat16
   std::vector<std::unique_ptr<unsigned char[]>> buffers_;
   std::vector<std::size_t> sizes_;
 };
@@ -104,6 +115,7 @@ void check_threads(const char* name, const std::function<void(Outputs&, int)>& r
     const std::string where = " on " + std::to_string(threads) + " threads";
     require(got == expected, name + (": other bits, or some not written," + where));
   }
+  if (results) expected.write(results, name);
 }
 
 Dropout a_dropout() {
@@ -113,6 +125,22 @@ Dropout a_dropout() {
   dropout.last_dropped = static_cast<std::uint32_t>(integer(0, 4294967295));
   dropout.scale = 1.25F;
   return dropout;
+}
+
+void run_draw_factors() {
+  const std::int64_t n = integer(1, coin() ? kMaxWidth : 9);
+  const auto row_id = static_cast<std::int64_t>(generator());
+  const auto first_block = static_cast<std::uint32_t>(integer(0, std::int64_t{1} << 20));
+  const Dropout dropout = a_dropout();
+  std::vector<float> factors(static_cast<std::size_t>((n + kDrawn - 1) / kDrawn * kDrawn), NAN);
+  draw_factors(dropout, row_id, n, factors.data(), first_block);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const auto block = first_block + static_cast<std::uint32_t>(i / 4);
+    const Words drawn = philox(dropout.seed, block, static_cast<std::uint64_t>(row_id), dropout.stream);
+    const std::uint32_t words[4] = {drawn.w0, drawn.w1, drawn.w2, drawn.w3};
+    const float expected = words[i % 4] > dropout.last_dropped ? dropout.scale : 0.0F;
+    require(factors[static_cast<std::size_t>(i)] == expected, "draw_factors: column " + std::to_string(i));
+  }
 }
 
 void run_mask_tokens() {
@@ -202,40 +230,44 @@ void run_sample_tokens() {
   });
 }
 
-void run_head_rows() {
-  const std::int64_t rows = a_size(90), vocab = integer(2, coin() ? 9000 : 70);
-  const auto logits = floats<float>(rows * vocab);
+template <class T>
+void run_generator_head() {
+  const std::int64_t rows = a_size(90), vocab = integer(2, coin() ? 9000 : 70), width = integer(1, coin() ? 40 : 300);
+  const auto hidden = floats<T>(rows * width), weight = floats<T>(vocab * width);
   auto bias = floats<float>(vocab), coefficients = floats<float>(rows);
+  for (float& each : coefficients) each = coin() ? each : 0.0F;
   auto labels = integers(rows, 0, vocab - 1), row_ids = integers(rows, INT64_MIN, INT64_MAX);
   const bool has_coefficients = coin(), has_sample = coin(), has_nll = coin(), has_argmax = coin();
-  HeadRows call{};
+  GeneratorHead call{};
+  call.hidden = hidden.data();
+  call.weight = weight.data();
+  call.bfloat16 = sizeof(T) == 2;
   call.num_rows = rows;
   call.vocab_size = vocab;
+  call.width = width;
+  call.chunk = integer(1, 100);
   call.bias = bias.data();
   call.labels = labels.data();
   call.coefficients = or_null(coefficients, has_coefficients);
   call.row_ids = or_null(row_ids, coin());
-  call.first_row = integer(0, 1000);
   call.seed = static_cast<std::int64_t>(generator());
   call.stream = 3;
-  call.inverse_temperature = 0.8F;
+  call.inverse_temperature = coin() ? 1.0F : 0.8F;
   call.disallow_correct = coin();
-  const std::int64_t sums = has_coefficients ? vocab : 0;
-  std::vector<float> partial(static_cast<std::size_t>(kHeadBlocks * sums));
-  check_threads("head_rows", [&](Outputs& outputs, int threads) {
-    call.logits = outputs.make<float>(rows * vocab);
-    std::copy(logits.begin(), logits.end(), call.logits);
+  // Where there are no rows, nobody writes the gradients.
+  const std::int64_t stride = has_coefficients && rows > 0 ? head_stride(width) : 0;
+  check_threads("generator_head", [&](Outputs& outputs, int threads) {
     call.nll = has_nll ? outputs.make<float>(rows) : nullptr;
     call.largest = has_nll ? outputs.make<float>(rows) : nullptr;
     call.log_total = has_nll ? outputs.make<float>(rows) : nullptr;
     call.sampled_ids = has_sample ? outputs.make<std::int64_t>(rows) : nullptr;
     call.argmax_ids = has_argmax ? outputs.make<std::int64_t>(rows) : nullptr;
-    call.partial_sums = partial.data();
-    call.d_bias = outputs.make<float>(sums);
-    std::fill(call.d_bias, call.d_bias + sums, 1.0F);
-    head_rows(call, threads);
+    call.d_hidden = outputs.make<float>(rows * stride);
+    call.d_weight = outputs.make<float>(vocab * stride);
+    call.d_bias = outputs.make<float>(stride > 0 ? vocab : 0);
+    generator_head(call, threads);
     for (std::int64_t r = 0; has_sample && r < rows; ++r) {
-      require(call.sampled_ids[r] >= 0 && call.sampled_ids[r] < vocab, "head_rows: token");
+      require(call.sampled_ids[r] >= 0 && call.sampled_ids[r] < vocab, "generator_head: token");
     }
   });
 }
@@ -412,20 +444,25 @@ void run_attention() {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 3) {
-    std::fprintf(stderr, "usage: driver SEED ROUNDS\n");
+  if (count != 3 && count != 4) {
+    std::fprintf(stderr, "usage: driver SEED ROUNDS [FILE]\n");
     return 2;
   }
+  if (count == 4) results = std::fopen(arguments[3], "wb");
+  require(count == 3 || results, "the file can't be opened");
   generator.seed(std::strtoull(arguments[1], nullptr, 10));
   const std::vector<std::function<void()>> kernels{
+      run_draw_factors,
       run_mask_tokens,
       run_corrupt_tokens,
       run_sample_tokens<float>,
       run_sample_tokens<bfloat16>,
-      run_head_rows,
+      run_generator_head<float>,
+      run_generator_head<bfloat16>,
       run_rtd_bce<float>,
       run_rtd_bce<bfloat16>,
       run_layer_norm<float, float>,
+      run_layer_norm<float, bfloat16>,
       run_layer_norm<bfloat16, float>,
       run_layer_norm<bfloat16, bfloat16>,
       run_embedding<float>,
@@ -437,5 +474,6 @@ int main(int count, char** arguments) {
   for (int round = 0; round < rounds; ++round) {
     for (const auto& kernel : kernels) kernel();
   }
+  if (results) std::fclose(results);
   std::printf("%d rounds of %zu kernels\n", rounds, kernels.size());
 }

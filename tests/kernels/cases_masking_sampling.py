@@ -89,25 +89,30 @@ _CORRUPT = {
 def case(name: str, kernel: Any, signature: dict[str, str], launch: tuple[int, int], **more: Any) -> Case:
     """Its pointers aligned, as those of PyTorch's tensors are.
 
-    No wide loads: masks end at a token count that is not specialised on, so that 64 bits a thread are the most.
+    Kernels that read tokens one after the other load 128 bits where 16 divides their number; in the others each thread
+    has one element, or begins at a sequence's first token.
     """
     block, warps = launch
     constants = more.pop("constants", {}) | {"BLOCK": block}
     aligned = tuple(name for name in signature if name.startswith("p_"))
+    if more.get("wide_loads"):
+        aligned = (*aligned, "num_tokens")
     return Case(name, kernel, signature, constants, {"num_warps": warps}, aligned, **more)
 
 
 def cases() -> list[Case]:
     draws = [
         case(
-            f"draw-{'row-ids' if has_row_ids else 'numbered'}",
+            f"draw-{'row-ids' if has_row_ids else 'numbered'}{'' if is_aligned else '-odd'}",
             kernels.draw_kernel,
             _DRAW,
             kernels._DRAW,
             constants={"NEVER_MASK_IDS": (101, 102, 103), "HAS_ROW_IDS": has_row_ids},
             philox_elements=4 * kernels._DRAW[0],  # a call a token: a key and a decision are two of its words
+            wide_loads=is_aligned,
         )
         for has_row_ids in (False, True)
+        for is_aligned in (False, True)
     ]
     return [
         *draws,
@@ -116,6 +121,7 @@ def cases() -> list[Case]:
         case("number-units", kernels.number_units_kernel, _NUMBER_UNITS, kernels._PICK),
         case("order-units", kernels.order_units_kernel, _ORDER_UNITS, kernels._PICK),
         case("pick-units", kernels.pick_units_kernel, _PICK_UNITS, kernels._PICK),
-        case("copy", kernels.copy_kernel, _COPY, kernels._COPY),
+        case("copy", kernels.copy_kernel, _COPY, kernels._COPY, wide_loads=True),
+        case("copy-odd", kernels.copy_kernel, _COPY, kernels._COPY),
         case("corrupt", kernels.corrupt_kernel, _CORRUPT, kernels._CORRUPT),
     ]

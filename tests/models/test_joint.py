@@ -306,6 +306,18 @@ def test_compiles_to_one_graph_with_the_same_masks(dropout, rng_seed):
     assert model.discriminator.electra.embeddings.word_embeddings.weight.grad.isfinite().all()
 
 
+def test_packed_input_compiles_to_one_graph(rng_seed):
+    model = joint_model(dropout=0.1)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    for lengths, max_seqlen in (((20, 7, 3), None), ((11, 24, 9), 24)):
+        batch = ragged_batch(rng_seed, lengths)
+        kwargs = {"cu_seqlens": batch.cu_seqlens, "seed": torch.tensor(rng_seed), "max_seqlen": max_seqlen}
+        ours, eager = compiled(batch.flat, **kwargs), model(batch.flat, **kwargs)
+        assert torch.equal(ours.corrupted_ids, eager.corrupted_ids)
+        assert float(ours.loss) == pytest.approx(float(eager.loss), rel=1e-5)
+        ours.loss.backward()
+
+
 def test_initialization_is_the_originals(rng_seed):
     wide = {"embedding_size": 200, "hidden_size": 256, "vocab_size": 1000}
     configs = [

@@ -17,9 +17,11 @@ IDS = torch.zeros(4, dtype=torch.int64)
 @pytest.fixture
 def without_extension(monkeypatch):
     monkeypatch.setattr(_backends, "_extension_error", lambda: "no module named _C")
-    _backends._default.cache_clear()
+    for choice in (_backends._default, _backends._require):
+        choice.cache_clear()
     yield
-    _backends._default.cache_clear()
+    for choice in (_backends._default, _backends._require):
+        choice.cache_clear()
 
 
 def test_environment_and_context_are_read_at_the_call(monkeypatch):

@@ -86,26 +86,29 @@ def run(call: dict[str, Any], upstream: Tensor) -> tuple[Tensor, ...]:
 def assert_right(call: dict[str, Any], results: tuple[Tensor, ...], upstream: Tensor) -> None:
     """Result and gradients within twice the error of PyTorch in the same dtype.
 
-    atol: a few rounding steps of the dtype at the size of the result, since PyTorch is now and then exact. For the
-    tables the size is that of 1 / (standard deviation) times the upstream gradient, which LayerNorm's gradient takes
-    the difference of: narrow rows, whose deviation may be tiny, leave nothing but rounding.
+    atol: a few rounding steps of the dtype at the size of the result, since PyTorch is now and then exact. For a row
+    of a table the size is that of 1 / (standard deviation) times the upstream gradient, summed over its tokens, which
+    LayerNorm's gradient takes the difference of: narrow rows, whose deviation may be tiny, leave nothing but rounding.
     """
     dtype = call["word"].dtype
     (exact_y, exact_leaves), (plain_y, plain_leaves) = plain(call, torch.float64), plain(call, dtype)
     exact = exact_y, *torch.autograd.grad(exact_y, exact_leaves, upstream.double())
     same = plain_y, *torch.autograd.grad(plain_y, plain_leaves, upstream.to(dtype))
+    tokens = len(upstream)
+    ids = {
+        name: torch.zeros(tokens, dtype=torch.int64) if call[f"{ids}_ids"] is None else call[f"{ids}_ids"].cpu()
+        for name, ids in zip(NAMES[:3], ("input", "token_type", "position"), strict=True)
+    }
     with torch.no_grad():
-        rows = sum(
-            table.detach()[call[ids].cpu()] if call[ids] is not None else table.detach()[:1]
-            for table, ids in zip(exact_leaves, ("input_ids", "token_type_ids", "position_ids"), strict=False)
-        )
-        rstd = (rows.var(1, correction=0) + EPS).rsqrt() if rows.numel() else rows.new_ones(1)
-        largest = (rstd * (upstream.double() * exact_leaves[3]).abs().amax(1)).max() if rows.numel() else 1.0
+        rows = sum(table[ids[name]] for name, table in zip(NAMES[:3], exact_leaves[:3], strict=True))
+        rstd = (rows.var(1, correction=0) + EPS).rsqrt()
+        of_tokens = rstd * (upstream.double() * exact_leaves[3]).abs().amax(1) if tokens else rstd
     for name, ours, theirs, truth in zip(("y", *NAMES), results, same, exact, strict=True):
-        size = truth.detach().abs().max() if truth.numel() else 0.0
-        if name in NAMES[:3]:
-            size = max(size, largest)
-        assert_as_accurate(ours, theirs, truth, atol=4 * torch.finfo(dtype).eps * float(size), name=name)
+        size = truth.detach().abs().max() if truth.numel() else torch.tensor(0.0)
+        if name in ids:
+            of_rows = torch.zeros(len(truth), dtype=torch.float64).index_add_(0, ids[name], of_tokens)
+            size = torch.maximum(size, of_rows)[:, None]
+        assert_as_accurate(ours, theirs, truth, atol=4 * torch.finfo(dtype).eps * size, name=name)
 
 
 # tokens, width, words, types: why each. One token, row and column; nothing; rows narrower than a Philox call; ELECTRA's
