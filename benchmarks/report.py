@@ -22,8 +22,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 _INTRODUCTION = """\
 # Performance
 
-What each fused operator costs beside the PyTorch calls it replaces. `python -m benchmarks.report` writes this page from
-the files in `benchmarks/results/`. To measure your own machine and write it anew:
+What the models cost beside stock transformers, and each fused operator beside the PyTorch calls it replaces.
+`python -m benchmarks.report` writes this page from the files in `benchmarks/results/`. To measure your own machine and
+write it anew:
 
 ```sh
 make bench
@@ -49,6 +50,9 @@ How the figures are taken:
 - On CUDA times are between events on the device. Calls under a millisecond are replayed from a CUDA *graph*, without
   the time it takes to launch them from Python; where a contestant waits for the device, which no graph can hold, the
   events stand around the *launches* of all.
+- For *models*, plain is stock transformers in eager mode. A call takes two batches of random sentences as long as those
+  of SST-2, padded, or one batch of full length. A training step is forward, backward and AdamW, with dropout.
+  `electra-fast bench` times a checkpoint of your own in the same way.
 - *Asked* is the least ratio we hold ourselves to on two CPU cores; where it is missed, [the log](log.md) says why.
 """
 
@@ -179,7 +183,7 @@ def draw(result: Result, path: Path) -> None:
         if row.target is not None:
             axes.plot([row.target] * 2, [height - 0.5, height + 0.5], color=grey, linewidth=2)
     axes.axvline(1, color=grey, linewidth=1)
-    labels = [f"{row.operator} {row.shape} {row.dtype}" + ", forward" * (row.direction == "forward") for row in rows]
+    labels = [f"{row.operator} {row.shape} {row.dtype}" + _direction(row) for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     low, high = axes.get_xlim()
@@ -192,6 +196,10 @@ def draw(result: Result, path: Path) -> None:
         spine.set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, transparent=True, metadata={"Software": None})
+
+
+def _direction(row: Row) -> str:
+    return "" if row.direction == "forward + backward" else f", {row.direction}"
 
 
 def main(arguments: list[str] | None = None) -> int:

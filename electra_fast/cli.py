@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; default: `sys.argv`.
 
     Returns:
-        The exit code: 0; 2 for a user's mistake, told in one message on standard error; 130 after ctrl-C; 1 for a bug,
-        which shows its traceback.
+        The exit code: 0; 1 if `verify` finds a model wrong; 2 for a user's mistake, told in one message on standard
+        error; 130 after ctrl-C; 1 for a bug, which shows its traceback.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if hasattr(sys.stdout, "reconfigure"):
@@ -406,13 +406,106 @@ def _inspect(args: Any, _: list[str]) -> int:
     return 0
 
 
+# verify and bench
+
+
+def _add_model(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        type=str,
+        metavar="MODEL",
+        help="folder of an ELECTRA or BERT checkpoint or of a run, or a name in the Hugging Face cache",
+    )
+    parser.add_argument("--data", type=str, metavar="FILE", help="UTF-8 text, a text a line; default: random tokens")
+    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, or auto: the GPU where there is one")
+    parser.add_argument(
+        "--max_length", type=int | None, default=None, help="the longest text in tokens, if not 128 or all it takes"
+    )
+    parser.add_argument("--seed", type=int | None, default=None, help="of random tokens and labels, if not a fresh one")
+
+
+def _verify_parser() -> ArgumentParser:
+    parser = _parser(
+        "verify",
+        "MODEL [--data FILE] [OPTIONS]",
+        "runs/demo",
+        "runs/demo --data text.txt --dtype bfloat16",
+        more="\n\nLogits and gradients of both without dropout, and the error of each to float64. The exit code is 1\n"
+        "if the fast model is further off than it may be.",
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "--dtype",
+        type=str,
+        default="float32",
+        choices=["float32", "bfloat16", "float16"],
+        metavar="{float32,bfloat16,float16}",
+        help="of both models",
+    )
+    parser.add_argument("--batches", type=int, default=4, help="how many, of 8 texts each")
+    return parser
+
+
+def _verify(args: Any, _: list[str]) -> int:
+    from electra_fast.verify import render, verify
+
+    result = verify(
+        args.model,
+        data=args.data,
+        dtype=args.dtype,
+        device=args.device,
+        batches=args.batches,
+        max_length=args.max_length,
+        seed=args.seed,
+    )
+    render(result)
+    return 0 if result.passed else 1
+
+
+def _bench_parser() -> ArgumentParser:
+    parser = _parser(
+        "bench",
+        "MODEL [--data FILE] [OPTIONS]",
+        "runs/demo",
+        "runs/demo --data text.txt --threads 2 --rounds 9",
+        more="\n\nBoth in float32, in turn in one run. Minutes for a model of 13 million parameters on two cores.",
+    )
+    _add_model(parser)
+    parser.add_argument("--threads", type=int | None, default=None, help="of the CPU, if not as many as PyTorch takes")
+    parser.add_argument("--batch_size", type=int, default=32, help="texts a batch, in the file's order")
+    parser.add_argument("--batches", type=int, default=4, help="how many, spread evenly over the file")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is timed; the medians are shown")
+    return parser
+
+
+def _bench(args: Any, _: list[str]) -> int:
+    from electra_fast.bench import bench, render
+
+    report = bench(
+        args.model,
+        data=args.data,
+        device=args.device,
+        threads=args.threads,
+        batch_size=args.batch_size,
+        batches=args.batches,
+        max_length=args.max_length,
+        rounds=args.rounds,
+        seed=args.seed,
+        show_progress=sys.stderr.isatty(),
+    )
+    render(report)
+    return 0
+
+
 COMMANDS = {
     "demo": Command("Train a small ELECTRA on text that is already here and look at it", _demo_parser, _demo),
-    "info": Command("Show versions, devices, and which backend each operator uses", _info_parser, _info),
+    "info": Command("Show versions, devices, and which backend each operator and attention use", _info_parser, _info),
     "tokenizer": Command("Train a WordPiece tokenizer on text", _tokenizer_parser, _tokenizer),
     "prepare": Command("Turn text into a tokenised corpus", _prepare_parser, _prepare),
     "pretrain": Command("Pretrain an ELECTRA on a prepared corpus", _pretrain_parser, _pretrain),
     "inspect": Command("Colour each token by the probability that it was replaced", _inspect_parser, _inspect),
+    "verify": Command("Check the fast model of a checkpoint against stock transformers", _verify_parser, _verify),
+    "bench": Command("Time the fast model of a checkpoint beside stock transformers", _bench_parser, _bench),
 }
 
 if __name__ == "__main__":

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+FLASH_ATTN_NOTE = (
+    "flash-attn has not been run with this code: its signature is checked where it is installed, and what is passed to "
+    "it is tested with a stand-in."
+)
 _PACKAGES = ("torch", "transformers", "triton", "numpy", "tokenizers", "flash-attn")
 
 
@@ -33,12 +37,35 @@ class OperatorBackend:
 
 
 @dataclass(frozen=True)
+class AttentionBackend:
+    """What attends in the models (`attn_implementation` as it comes, "sdpa") on one type of device.
+
+    Args:
+        device_type: "cpu" or "cuda".
+        dtype: of the hidden states, e.g. "bfloat16".
+        head_dim: the size of a head.
+        has_dropout: whether attention has dropout, as in training.
+        backend: one of `electra_fast.attention.BACKENDS`.
+        missing: every backend that comes before it, and why it can't.
+    """
+
+    device_type: str
+    dtype: str
+    head_dim: int
+    has_dropout: bool
+    backend: str
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Info:
-    """Versions (None where a package is not installed), devices in words, and the operators."""
+    """Versions (None where a package is not installed), devices in words, the operators, and what attends."""
 
     versions: dict[str, str | None]
     devices: list[str]
     operators: list[OperatorBackend]
+    attention: list[AttentionBackend]
+    attention_note: str = FLASH_ATTN_NOTE
 
 
 def collect() -> Info:
@@ -46,6 +73,7 @@ def collect() -> Info:
     import torch
 
     import electra_fast
+    from electra_fast.attention import report
     from electra_fast.ops._backends import availability
 
     versions = {"electra-fast": electra_fast.__version__, "python": platform.python_version()}
@@ -64,7 +92,18 @@ def collect() -> Info:
             same = [r for r in rows if (r.operator, r.device_type) == (row.operator, row.device_type)]
             missing = {r.backend: r.missing for r in same if r.missing is not None}
             operators.append(OperatorBackend(row.operator, row.device_type, row.backend, missing))
-    return Info(versions, devices, operators)
+    attention = [
+        AttentionBackend(
+            device_type=use.device.type,
+            dtype=str(use.dtype).removeprefix("torch."),
+            head_dim=use.head_dim,
+            has_dropout=use.has_dropout,
+            backend=backend,
+            missing=missing,
+        )
+        for use, backend, missing in report()
+    ]
+    return Info(versions, devices, operators, attention)
 
 
 def render(info: Info, *, as_json: bool = False, console: Console | None = None) -> None:
@@ -93,12 +132,26 @@ def render(info: Info, *, as_json: bool = False, console: Console | None = None)
         operators.add_column(column, no_wrap=True)
     operators.add_column("why not")
     for row in info.operators:
-        reasons = "\n".join(f"{backend}: {reason}" for backend, reason in row.missing.items())
-        operators.add_row(row.operator, row.device_type, row.default, reasons)
+        operators.add_row(row.operator, row.device_type, row.default, _reasons(row.missing))
     console.print(operators)
+    first = info.attention[0]
+    console.print(f"\nAttention in the models, {first.dtype}, heads of {first.head_dim}", style="bold")
+    attention = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("device", "dropout", "runs on"):
+        attention.add_column(column, no_wrap=True)
+    attention.add_column("why not those before it")
+    for row in info.attention:
+        dropout = "with" if row.has_dropout else "without"
+        attention.add_row(row.device_type, dropout, row.backend, _reasons(row.missing))
+    console.print(attention)
+    console.print(info.attention_note, markup=False)
     forced = os.environ.get("ELECTRA_FAST_BACKEND")
     if forced:
         console.print(f"ELECTRA_FAST_BACKEND={forced} overrides the defaults above.", markup=False)
+
+
+def _reasons(missing: dict[str, str]) -> str:
+    return "\n".join(f"{backend}: {reason}" for backend, reason in missing.items())
 
 
 def _version(name: str) -> str | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from electra_fast.checkpoints import find_checkpoint, load_model, read_architectures
 from electra_fast.data.documents import check_inputs, read_documents
 from electra_fast.inspection_shades import SHADES, VERDICT, printable, shade_index
 
@@ -99,9 +99,10 @@ def inspect_text(model_folder: str | Path, texts: Sequence[str], *, show_progres
     from rich.progress import track
 
     from electra_fast.data.tokenizer import load_tokenizer
+    from electra_fast.models import ElectraForPreTraining
 
     tokenizer = load_tokenizer(folder)
-    model = _load(folder)
+    model = load_model(ElectraForPreTraining, folder)
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} has {len(tokenizer)} entries and the model {model.config.vocab_size}: "
@@ -174,40 +175,12 @@ def _parts(
 
 
 def _discriminator_folder(folder: Path) -> Path:
-    for candidate in (folder / "discriminator", folder):
-        if (candidate / "config.json").is_file():
-            break
-    else:
-        if (folder / "checkpoints").is_dir():
-            raise ValueError(f"the run in {folder} is not finished, so it holds no discriminator: go on with --resume")
-        there = "holds no config.json" if folder.is_dir() else "is no folder"
-        raise ValueError(f"model {folder} {there}: give a discriminator's folder, or a run that holds one")
-    try:
-        architectures = json.loads((candidate / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{candidate / 'config.json'} is damaged: {error}") from error
+    folder = find_checkpoint(folder, "give a discriminator's folder, or a run that holds one")
+    architectures = read_architectures(folder)
     if "ElectraForPreTraining" not in architectures:
-        found = ", ".join(map(str, architectures)) or "no known model"
-        raise ValueError(f"{candidate} holds {found}: inspect needs a discriminator (ElectraForPreTraining)")
-    return candidate
-
-
-def _load(folder: Path) -> Any:
-    from safetensors import SafetensorError
-
-    from electra_fast.models import ElectraForPreTraining
-    from electra_fast.models.progress import hidden_progress_bars
-
-    try:
-        with hidden_progress_bars():
-            model, report = ElectraForPreTraining.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
-            )
-    except (SafetensorError, RuntimeError) as error:  # RuntimeError: transformers' word for weights of other shapes
-        raise ValueError(f"can't read the model in {folder}: {error}") from error
-    if report["missing_keys"]:
-        raise ValueError(f"the model in {folder} lacks {min(report['missing_keys'])}: it is damaged or of another kind")
-    return model.eval()
+        found = ", ".join(architectures) or "no known model"
+        raise ValueError(f"{folder} holds {found}: inspect needs a discriminator (ElectraForPreTraining)")
+    return folder
 
 
 def _print_colored(item: InspectedText, console: Console) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import electra_fast
+from electra_fast import attention
 from electra_fast.cli import main
 from electra_fast.info import collect
 from electra_fast.ops import _backends
@@ -57,3 +58,22 @@ def test_table_and_json_say_the_same(capsys: pytest.CaptureFixture[str], monkeyp
             line.split()[:3] == [row["operator"], row["device_type"], row["default"]] for line in table.splitlines()
         )
     assert "ELECTRA_FAST_BACKEND=reference" in table
+    for row in info["attention"]:
+        dropout = "with" if row["has_dropout"] else "without"
+        assert any(line.split()[:3] == [row["device_type"], dropout, row["backend"]] for line in table.splitlines())
+        assert all(reason in table for reason in row["missing"].values())
+    assert "flash-attn has not been run with this code" in " ".join(table.split())
+
+
+def test_what_attends_is_what_the_models_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ELECTRA_FAST_BACKEND", raising=False)
+    rows = collect().attention
+    assert [(row.device_type, row.has_dropout) for row in rows][:2] == [("cpu", False), ("cpu", True)]
+    for row in rows:
+        use = torch.device(row.device_type), getattr(torch, row.dtype), row.head_dim, row.has_dropout
+        assert row.backend == attention.choose(*use)
+        before = attention.BACKENDS[: attention.BACKENDS.index(row.backend)]
+        assert list(row.missing) == list(before)
+        for backend in before:
+            with pytest.raises(RuntimeError, match="can't run here"):
+                attention.require(backend, *use)

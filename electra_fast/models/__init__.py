@@ -14,6 +14,7 @@ from electra_fast.models.electra import (
 from electra_fast.models.initialization import initialize_weights
 from electra_fast.models.joint import ElectraForJointPreTraining, JointPreTrainingOutput
 from electra_fast.models.optimize import optimize, patch_transformers
+from electra_fast.models.positions import resize_position_embeddings
 
 __all__ = [
     "ElectraConfig",
@@ -30,4 +31,5 @@ __all__ = [
     "initialize_weights",
     "optimize",
     "patch_transformers",
+    "resize_position_embeddings",
 ]

@@ -76,7 +76,9 @@ def labelled_and_first_tokens(model: nn.Module, attention_mask: Tensor | None, l
     if attention_mask is None or attention_mask.dim() != 2:
         return READS_REAL_TOKENS
     is_first_padding = (attention_mask[:, 0] == 0).any()
-    return HeadReads(padding_if=labelled_tokens(model, attention_mask, labels).padding_if | is_first_padding)
+    is_labelled = labelled_tokens(model, attention_mask, labels).padding_if
+    # torch.jit.trace has no operator for a tensor and a bool.
+    return HeadReads(padding_if=is_first_padding if is_labelled is False else is_labelled | is_first_padding)
 
 
 def all_tokens_if_labelled(model: nn.Module, attention_mask: Tensor | None, labels: Tensor | None) -> HeadReads:
