@@ -59,7 +59,9 @@ def test_sleeps(compare, copies):
 
 def run_benchmarks(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    # As a run of its own, also where this one is a worker of pytest-xdist, in which pytest-benchmark measures nothing.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True)
 
 
 def result_file(folder: Path, rows: list[Row], **more: object) -> Path:

@@ -30,6 +30,8 @@ def _commands(place: Path | str) -> Iterator[list[str]]:
     yield [*pretrain_arguments(corpus, run, 3, **{"data.valid": corpus, "training.save_every": 1}), "--resume"]
     yield ["inspect", run, "the lazy zoë 漢字"]
     yield ["inspect", run, "--file", text, "--html", os.path.join(place, "page é.html")]
+    yield ["verify", run, "--batches", "1", "--max_length", "8"]
+    yield ["bench", run, "--rounds", "1", "--batches", "1", "--batch_size", "2"]
     yield ["info"]
 
 
