@@ -289,3 +289,31 @@ def test_the_private_names_that_transforms_rely_on():
     assert torch.compiler._is_exporting_flag is False
     assert isinstance(forward_ad._current_level, int)
     assert callable(torch._C._functorch.peek_interpreter_stack)
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls of PyTorch's operators by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count[str(func)] = self.count.get(str(func), 0) + 1
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("name", ["ElectraForPreTraining", "BertForMaskedLM"])
+def test_inference_takes_onednn_and_gives_stocks_results(name, rng_seed):
+    stock = stock_model(name)
+    fast, batch = fast_copy(stock), ragged_batch(name)
+    real = batch["attention_mask"] == 1
+    truth = double_copy(stock)(**batch).logits
+    with torch.no_grad(), Calls() as calls:
+        logits = fast(**batch).logits
+    assert calls.count["mkldnn._linear_pointwise.default"] == 2  # one a layer
+    assert float((logits - truth)[real].abs().max()) <= 2e-5
+    with Calls() as calls:
+        fast(**batch)
+    assert "mkldnn._linear_pointwise.default" not in calls.count  # it has no derivative
