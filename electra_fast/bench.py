@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from electra_fast.console import standard_console
 from electra_fast.twins import (
     Arguments,
     Batch,
@@ -143,13 +144,9 @@ def bench(
 
 def render(report: Report, *, console: Console | None = None) -> None:
     """Print the table, and what in it is not faster. `console`: default standard output."""
-    from rich.console import Console
     from rich.table import Table
 
-    if console is None:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = 160  # a file has no edge to wrap at
+    console = console or standard_console()
     console.print(report.model, markup=False)
     console.print(report.setting, markup=False, soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from electra_fast.console import standard_console
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -111,13 +113,9 @@ def render(info: Info, *, as_json: bool = False, console: Console | None = None)
     if as_json:
         print(json.dumps(asdict(info), indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    if console is None:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = 160  # a file has no edge to wrap at
+    console = console or standard_console()
     versions = Table.grid(padding=(0, 2))
     for name, version in info.versions.items():
         versions.add_row(name, version or "not installed")

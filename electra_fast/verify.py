@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from electra_fast.console import standard_console
 from electra_fast.twins import (
     Arguments,
     Batch,
@@ -160,13 +161,9 @@ def verify(
 
 def render(result: Verification, *, console: Console | None = None) -> None:
     """Print the table and the verdict. `console`: default standard output."""
-    from rich.console import Console
     from rich.table import Table
 
-    if console is None:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = 160  # a file has no edge to wrap at
+    console = console or standard_console()
     console.print(result.model, markup=False)
     console.print(result.setting, markup=False, soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")

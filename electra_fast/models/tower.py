@@ -229,7 +229,8 @@ def _check_position_table(config: PretrainedConfig, packing: Packing, position_i
     if position_ids is None and packing.max_seqlen > config.max_position_embeddings:
         raise ValueError(
             f"a packed sequence of {packing.max_seqlen} tokens is longer than the position table of "
-            f"{config.max_position_embeddings}: cut the text"
+            f"{config.max_position_embeddings}: cut the text, or lengthen the table by "
+            "electra_fast.models.resize_position_embeddings"
         )
 
 
