@@ -142,9 +142,12 @@ def energy_name(name: str) -> str:
     if head in ("left_to_right", "right_to_left"):
         return joint_name(name).replace(f"{head}.electra", f"two_tower.{head}")
     if head in ("cloze_dense", "cloze_norm"):
-        return HEAD_NAMES[head.replace("cloze", "generator")].replace(
-            "generator.generator_predictions", "two_tower.predictions"
-        ) + f".{rest}"
+        return (
+            HEAD_NAMES[head.replace("cloze", "generator")].replace(
+                "generator.generator_predictions", "two_tower.predictions"
+            )
+            + f".{rest}"
+        )
     return name if head == "baseline" else joint_name(name)
 
 

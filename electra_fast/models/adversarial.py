@@ -1,10 +1,11 @@
 """The generator trained to fool the discriminator, by REINFORCE with a learned baseline: the paper's ablation.
 
-M masked tokens. Of each sampled token, the reward R is the discriminator's loss there. The generator follows
-grad log p(sample) * (R - b), where b = -log sigmoid(w . h) is read off its encoder's state h at the token.
-Source: ELECTRA paper, appendix "Adversarial Training" (reward, baseline, the assumption that a token's reward depends on
-no other sample). Not said there, and so ours: the baseline's cross-entropy has the target exp(-R), the probability that
-the discriminator gave to the right answer; it trains w alone; the three losses are means over masked tokens.
+The reward R of a sampled token is the discriminator's loss there. The generator follows grad log p(sample) * (R - b),
+where the baseline b = -log sigmoid(w . h) is read off its encoder's state h at the token.
+Source: ELECTRA paper, appendix "Adversarial Training": reward, baseline, and the assumption that a token's reward
+depends on no other sample. Not said there, and so ours: the baseline's cross-entropy has the target exp(-R), the
+probability that the discriminator gave to the right answer; it trains w alone; losses are means over masked tokens.
+M masked tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from electra_fast.models.cloze import log_probabilities
-from electra_fast.models.objectives import FlatInputs, JointPreTrainingOutput
+from electra_fast.models.objectives import FlatInputs, JointPreTrainingOutput, corrupt, detect
 
 if TYPE_CHECKING:
     from electra_fast.models.joint import ElectraForJointPreTraining
@@ -47,3 +48,37 @@ def reinforce(
     baseline = F.binary_cross_entropy_with_logits(baseline_logits, right, reduction="none")
     used = weights > 0  # an unused slot may hold anything, and 0 * inf is no 0
     return Reinforce(*((weights * x.where(used, 0)).sum() for x in (-advantage * log_p, baseline, reward)))
+
+
+def adversarial(model: ElectraForJointPreTraining, inputs: FlatInputs) -> JointPreTrainingOutput:
+    """The generator by REINFORCE, its baseline, and the discriminator as always.
+
+    `generator_loss` is the masked language modelling loss, which is measured and not trained.
+    """
+    corruption = corrupt(model, inputs)
+    detection = detect(model, inputs, corruption)
+    masked = corruption.masked
+    log_p = log_probabilities(
+        model.generator.generator_lm_head, corruption.hidden, masked.labels, corruption.nll, corruption.sampled_ids
+    )
+    sums = reinforce(
+        log_p,
+        detection.logits[masked.positions],
+        corruption.is_replaced[masked.positions],
+        model.baseline(corruption.states.detach()).squeeze(-1),
+        masked.weights,
+    )
+    count = masked.weights.sum().clamp(min=1) if inputs.masked_count is None else inputs.masked_count
+    policy_loss, baseline_loss, reward = (total / count for total in sums)
+    return JointPreTrainingOutput(
+        loss=model.generator_weight * policy_loss + baseline_loss + model.discriminator_weight * detection.loss,
+        generator_loss=(corruption.loss_sum / count).detach(),
+        discriminator_loss=detection.loss.detach(),
+        masked=masked,
+        sampled_ids=corruption.sampled_ids,
+        corrupted_ids=corruption.corrupted_ids,
+        rtd=detection.rtd,
+        policy_loss=policy_loss.detach(),
+        baseline_loss=baseline_loss.detach(),
+        reward=reward,
+    )

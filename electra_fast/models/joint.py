@@ -9,35 +9,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from electra_fast.models.adversarial import adversarial
 from electra_fast.models.electra import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
+from electra_fast.models.electric import electric
 from electra_fast.models.initialization import initialize_weights
 from electra_fast.models.layers import FlatBatch, generator_hidden
 from electra_fast.models.objectives import (
+    DISCRIMINATOR_STREAM,
+    GENERATOR_STREAM,
+    SAMPLING_STREAM,
     Corruption,
     FlatInputs,
     JointPreTrainingOutput,
+    Masking,
     discriminator,
     generator,
     joint,
 )
 from electra_fast.models.progress import hidden_progress_bars
-from electra_fast.models.tower import STREAMS_PER_TOWER, encode
+from electra_fast.models.tower import encode
+from electra_fast.models.two_tower import TwoTowerGenerator
 from electra_fast.ops.generator_head import linear_cross_entropy_sample, linear_cross_entropy_sample_with_argmax
 from electra_fast.ops.masking_sampling import corrupt_tokens, mask_tokens
 from electra_fast.ops.random import as_seed, draw_seed, row_ids_for, splitmix64
 from electra_fast.packing import Packing, packing_of_full, packing_of_lengths, packing_of_mask
 
 FORMAT_VERSION = 1
-# Streams of one seed: the sampling's, then those of each tower's dropout.
-SAMPLING_STREAM = 1
-GENERATOR_STREAM = STREAMS_PER_TOWER
-DISCRIMINATOR_STREAM = 2 * STREAMS_PER_TOWER
 TIED_EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
 TIE_CHOICES = ("shared", "untied", "all")
 # What `forward(objective=...)` runs.
-OBJECTIVES = {"joint": joint, "generator": generator, "discriminator": discriminator}
+OBJECTIVES = {
+    "joint": joint,
+    "generator": generator,
+    "discriminator": discriminator,
+    "electric": electric,
+    "adversarial": adversarial,
+}
+# Those that need modules of their own, and know the probability of each sample, which the other two change.
+_EXTRA_OBJECTIVES = ("electric", "adversarial")
 
 
 class ElectraForJointPreTraining(nn.Module):
@@ -59,6 +71,8 @@ class ElectraForJointPreTraining(nn.Module):
         generator_weight, discriminator_weight: of the two losses in their sum.
         tie: "shared" ties the embeddings (word, position, token type and their LayerNorm), "untied" nothing, "all" the
             whole encoder (towers of one size).
+        objectives: those among "electric" and "adversarial" that the model will be trained for, which need modules of
+            their own: `two_tower` and `baseline`. The others need not be named.
 
     The look-up of the padding token gives its embedding no gradient, as in transformers; a tied output projection does.
     The original draws positions with replacement and averages the ids of tokens drawn twice; here they are distinct.
@@ -82,8 +96,16 @@ class ElectraForJointPreTraining(nn.Module):
         generator_weight: float = 1.0,
         discriminator_weight: float = 50.0,
         tie: str = "shared",
+        objectives: Sequence[str] = ("joint",),
     ) -> None:
         super().__init__()
+        for name in objectives:
+            _check_objective(name)
+            if name in _EXTRA_OBJECTIVES and (temperature != 1.0 or disallow_correct):
+                raise ValueError(
+                    f"objective {name!r} is about what the generator says, so samples must come from it: temperature "
+                    f"must be 1 and disallow_correct False; got {temperature} and {disallow_correct}"
+                )
         if tie not in TIE_CHOICES:
             raise ValueError(f"tie must be one of {', '.join(TIE_CHOICES)}; got {tie!r}")
         _check_configs(generator_config, discriminator_config, tie)
@@ -97,10 +119,15 @@ class ElectraForJointPreTraining(nn.Module):
         self.generator_weight = generator_weight
         self.discriminator_weight = discriminator_weight
         self.tie = tie
+        self.objectives = tuple(objectives)
 
         self.discriminator = ElectraForPreTraining(copy.deepcopy(discriminator_config))
         self.generator = ElectraForMaskedLM(copy.deepcopy(generator_config))
         self._tie_towers()
+        if "electric" in objectives:
+            self.two_tower = TwoTowerGenerator(generator_config, self.generator.electra.embeddings)
+        if "adversarial" in objectives:
+            self.baseline = nn.Linear(generator_config.hidden_size, 1, bias=False)
         initialize_weights(self, std=discriminator_config.initializer_range)
 
     def _tie_towers(self) -> None:
@@ -146,14 +173,18 @@ class ElectraForJointPreTraining(nn.Module):
                 for which a GPU must be waited for; in a compiled graph: the position table's size.
             objective: "joint"; "generator": its masked language modelling alone; "discriminator": it alone, of what
                 the generator samples without gradients and without dropout. What is not computed is None in the
-                result; `loss` is the weighted sum of what is trained.
+                result; `loss` is the weighted sum of what is trained. "electric" and "adversarial", for which the model
+                must have been made: see `electra_fast.models.electric` and `electra_fast.models.adversarial`.
 
         Raises:
-            ValueError: an unknown objective, shapes that don't fit together, or sequences longer than the position
-                table.
+            ValueError: an unknown objective, or one that the model was not made for; shapes that don't fit together, or
+                sequences longer than the position table.
         """
-        if objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+        _check_objective(objective)
+        if objective in _EXTRA_OBJECTIVES and objective not in self.objectives:
+            raise ValueError(
+                f"the model was made without what {objective!r} needs: give it objectives=({objective!r},)"
+            )
         packing = self.packing(input_ids, attention_mask, cu_seqlens, max_seqlen)
         if token_type_ids is not None and token_type_ids.shape != input_ids.shape:
             raise ValueError(
@@ -210,22 +241,17 @@ class ElectraForJointPreTraining(nn.Module):
             return packing_of_mask(attention_mask)
         return packing_of_full(*input_ids.shape, input_ids.device)
 
-    def corrupt(
+    def mask(
         self,
         input_ids: Tensor,
         packing: Packing,
         *,
-        token_type_ids: Tensor | None = None,
         sequence_ids: Tensor | None = None,
         seed: Tensor | int | None = None,
         mask_seed: Tensor | int | None = None,
         num_masked: int | None = None,
-        with_argmax: bool = False,
-    ) -> Corruption:
-        """The generator's half: mask flat `input_ids` [T], predict, sample, and put the samples in.
-
-        `token_type_ids` is flat too; the other arguments are those of `forward`.
-        """
+    ) -> Masking:
+        """Choose the tokens of flat `input_ids` [T] to predict; the arguments are those of `forward`."""
         device = input_ids.device
         seed = draw_seed(device) if seed is None else as_seed(seed, device)
         mask_seed = splitmix64(seed) if mask_seed is None else as_seed(mask_seed, device)
@@ -259,7 +285,28 @@ class ElectraForJointPreTraining(nn.Module):
             seed=mask_seed,
             row_ids=row_ids,
         )
-        hidden_states = encode(
+        return Masking(masked, seed, row_ids)
+
+    def corrupt(
+        self,
+        input_ids: Tensor,
+        packing: Packing,
+        *,
+        token_type_ids: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        seed: Tensor | int | None = None,
+        mask_seed: Tensor | int | None = None,
+        num_masked: int | None = None,
+        with_argmax: bool = False,
+    ) -> Corruption:
+        """The generator's half: mask flat `input_ids` [T], predict, sample, and put the samples in.
+
+        `token_type_ids` is flat too; the other arguments are those of `forward`.
+        """
+        masked, seed, row_ids = self.mask(
+            input_ids, packing, sequence_ids=sequence_ids, seed=seed, mask_seed=mask_seed, num_masked=num_masked
+        )
+        states = encode(
             self.generator.electra,
             FlatBatch(packing, seed, row_ids),
             input_ids=masked.input_ids,
@@ -267,7 +314,7 @@ class ElectraForJointPreTraining(nn.Module):
             stream=GENERATOR_STREAM,
             rows=masked.positions,
         )
-        hidden = generator_hidden(self.generator.generator_predictions, hidden_states)  # [M, E]
+        hidden = generator_hidden(self.generator.generator_predictions, states)  # [M, E]
         head = linear_cross_entropy_sample_with_argmax if with_argmax else linear_cross_entropy_sample
         loss_sum, nll, sampled_ids, *argmax_ids = head(
             hidden,
@@ -283,7 +330,9 @@ class ElectraForJointPreTraining(nn.Module):
         )
         corrupted_ids, is_replaced = corrupt_tokens(input_ids, masked.positions, sampled_ids, masked.weights)
         argmax = argmax_ids[0] if argmax_ids else None
-        return Corruption(masked, loss_sum, nll, sampled_ids, argmax, corrupted_ids, is_replaced, seed, row_ids)
+        return Corruption(
+            masked, loss_sum, nll, sampled_ids, argmax, corrupted_ids, is_replaced, seed, row_ids, states, hidden
+        )
 
     def discriminate(
         self,
@@ -308,11 +357,17 @@ class ElectraForJointPreTraining(nn.Module):
         return self.discriminator.discriminator_predictions(hidden_states)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `folder/generator`, `folder/discriminator` (transformers loads both) and `folder/electra_fast.json`."""
+        """Write `folder/generator`, `folder/discriminator` (transformers loads both) and `folder/electra_fast.json`.
+
+        Where there are modules beside the two, their weights go to `folder/extra.safetensors`.
+        """
         folder = Path(folder)
         with hidden_progress_bars():
             self.generator.save_pretrained(folder / "generator")
             self.discriminator.save_pretrained(folder / "discriminator")
+        extra = {name: parameter.detach().contiguous() for name, parameter in self._extra_parameters().items()}
+        if extra:
+            save_file(extra, folder / "extra.safetensors")
         options = {"format_version": FORMAT_VERSION, **{name: getattr(self, name) for name in OPTIONS}}
         (folder / "electra_fast.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
 
@@ -336,7 +391,18 @@ class ElectraForJointPreTraining(nn.Module):
         model = cls(generator.config, discriminator.config, **options)
         model.generator.load_state_dict(generator.state_dict())
         model.discriminator.load_state_dict(discriminator.state_dict())
+        extra = model._extra_parameters()
+        if extra:
+            weights = load_file(folder / "extra.safetensors")
+            with torch.no_grad():
+                for name, parameter in extra.items():
+                    parameter.copy_(weights[name])
         return model
+
+    def _extra_parameters(self) -> dict[str, nn.Parameter]:
+        """Those of neither tower."""
+        towers = ("generator.", "discriminator.")
+        return {name: parameter for name, parameter in self.named_parameters() if not name.startswith(towers)}
 
 
 OPTIONS = (
@@ -350,7 +416,13 @@ OPTIONS = (
     "generator_weight",
     "discriminator_weight",
     "tie",
+    "objectives",
 )
+
+
+def _check_objective(name: str) -> None:
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {name!r}")
 
 
 def _check_configs(generator: ElectraConfig, discriminator: ElectraConfig, tie: str) -> None:
