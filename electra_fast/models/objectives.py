@@ -32,6 +32,7 @@ class JointPreTrainingOutput(ModelOutput):
     loss: Tensor | None = None  # the weighted sum of the losses that are trained
     generator_loss: Tensor | None = None  # nats per masked token
     discriminator_loss: Tensor | None = None  # nats per token
+    mlm_loss: Tensor | None = None  # nats per masked token, of the discriminator's encoder
     masked: MaskedTokens | None = None
     sampled_ids: Tensor | None = None  # int64 [M]
     corrupted_ids: Tensor | None = None  # int64, the shape of input_ids
@@ -106,8 +107,26 @@ def discriminator(model: ElectraForJointPreTraining, inputs: FlatInputs) -> Join
     )
 
 
-def _corrupt(model: ElectraForJointPreTraining, inputs: FlatInputs) -> Corruption:
-    return model.corrupt(inputs.input_ids, inputs.packing, token_type_ids=inputs.token_type_ids, **inputs.options)
+def mlm(model: ElectraForJointPreTraining, inputs: FlatInputs) -> JointPreTrainingOutput:
+    """Masked language modelling of the discriminator's encoder, as BERT is trained; no generator runs.
+
+    Source: google-research/electra, run_pretraining.py, `electra_objective=False`; its weight is the generator's there
+    too. Chosen tokens become [MASK] or stay, none becomes a random one.
+    """
+    corruption = _corrupt(model, inputs, predictor="mlm")
+    loss = _mean_nll(corruption, inputs)
+    return JointPreTrainingOutput(
+        loss=model.generator_weight * loss,
+        mlm_loss=loss.detach(),
+        masked=corruption.masked,
+        sampled_ids=corruption.sampled_ids,
+    )
+
+
+def _corrupt(model: ElectraForJointPreTraining, inputs: FlatInputs, *, predictor: str = "generator") -> Corruption:
+    return model.corrupt(
+        inputs.input_ids, inputs.packing, token_type_ids=inputs.token_type_ids, predictor=predictor, **inputs.options
+    )
 
 
 def _mean_nll(corruption: Corruption, inputs: FlatInputs) -> Tensor:

@@ -69,7 +69,7 @@ def test_overrides_and_a_round_trip_through_yaml(tmp_path):
         ("objective.mask_prob", 1.0, "objective.mask_prob"),
         ("data.max_length", 600, "max_position_embeddings"),
         ("model.hidden_size", 250, "multiple of num_attention_heads"),
-        ("model.tie", "both", "shared, untied or all"),
+        ("model.tie", "both", "shared, untied, all or gdes"),
         ("training.steps", 0, "training.steps"),
         ("training.device", "tpu", "auto, cpu or cuda"),
     ],
