@@ -39,6 +39,7 @@ class JointPreTrainingOutput(ModelOutput):
     loss: Tensor | None = None  # the weighted sum of the losses that are trained
     generator_loss: Tensor | None = None  # nats per masked token
     discriminator_loss: Tensor | None = None  # nats per token
+    mlm_loss: Tensor | None = None  # nats per masked token, of the discriminator's encoder
     masked: MaskedTokens | None = None
     sampled_ids: Tensor | None = None  # int64 [M]
     corrupted_ids: Tensor | None = None  # int64, the shape of input_ids
@@ -68,8 +69,8 @@ class Corruption(NamedTuple):
     is_replaced: Tensor  # bool [T]
     seed: Tensor  # int64, 0-d: of the sampling and of the dropout
     row_ids: Tensor  # int64 [T], names of the tokens for the random numbers
-    states: Tensor | None = None  # [M, H], of the generator's encoder at the masked tokens
-    hidden: Tensor | None = None  # [M, E], what is projected onto the vocabulary
+    states: Tensor | None = None  # [M, H], of the encoder that predicted
+    hidden: Tensor | None = None  # [M, E], what was projected onto the vocabulary
 
 
 class FlatInputs(NamedTuple):
@@ -126,9 +127,27 @@ def discriminator(model: ElectraForJointPreTraining, inputs: FlatInputs) -> Join
     )
 
 
-def corrupt(model: ElectraForJointPreTraining, inputs: FlatInputs) -> Corruption:
-    """The generator's half of a step."""
-    return model.corrupt(inputs.input_ids, inputs.packing, token_type_ids=inputs.token_type_ids, **inputs.options)
+def mlm(model: ElectraForJointPreTraining, inputs: FlatInputs) -> JointPreTrainingOutput:
+    """Masked language modelling of the discriminator's encoder, as BERT is trained; no generator runs.
+
+    Source: google-research/electra, run_pretraining.py, `electra_objective=False`; its weight is the generator's there
+    too. Chosen tokens become [MASK] or stay, none becomes a random one.
+    """
+    corruption = corrupt(model, inputs, predictor="mlm")
+    loss = mean_nll(corruption, inputs)
+    return JointPreTrainingOutput(
+        loss=model.generator_weight * loss,
+        mlm_loss=loss.detach(),
+        masked=corruption.masked,
+        sampled_ids=corruption.sampled_ids,
+    )
+
+
+def corrupt(model: ElectraForJointPreTraining, inputs: FlatInputs, *, predictor: str = "generator") -> Corruption:
+    """The generator's half of a step, or that of another `predictor`."""
+    return model.corrupt(
+        inputs.input_ids, inputs.packing, token_type_ids=inputs.token_type_ids, predictor=predictor, **inputs.options
+    )
 
 
 def mean_nll(corruption: Corruption, inputs: FlatInputs) -> Tensor:
@@ -148,10 +167,7 @@ class Detection(NamedTuple):
 
 
 def detect(
-    model: ElectraForJointPreTraining,
-    inputs: FlatInputs,
-    corruption: Corruption,
-    log_odds: Tensor | None = None,
+    model: ElectraForJointPreTraining, inputs: FlatInputs, corruption: Corruption, log_odds: Tensor | None = None
 ) -> Detection:
     """The discriminator's answers, to whose logits `log_odds` [T] are added, and their loss."""
     logits = model.discriminate(

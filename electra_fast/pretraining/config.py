@@ -93,7 +93,8 @@ class ModelConfig:
         attention_probs_dropout_prob: dropout of the attention probabilities.
         initializer_range: deviation of the truncated normal that initialises matrices.
         glorot: Glorot-uniform embedding projection and RTD output layer, as in the original; false: truncated normal.
-        tie: embeddings "shared" between the towers, "untied", or "all" (the whole encoder).
+        tie: embeddings "shared" between the towers, "untied", "all" (the whole encoder), or "gdes" (the discriminator's
+            follow the generator's and add a difference of their own).
     """
 
     embedding_size: int = 128
@@ -128,7 +129,7 @@ class ModelConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             _check(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)")
         _check(_is_positive(self.initializer_range), "model.initializer_range", self.initializer_range, "positive")
-        _check(self.tie in ("shared", "untied", "all"), "model.tie", self.tie, "shared, untied or all")
+        _check(self.tie in ("shared", "untied", "all", "gdes"), "model.tie", self.tie, "shared, untied, all or gdes")
 
 
 @dataclass

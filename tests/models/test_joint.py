@@ -30,7 +30,7 @@ def tiny_configs(
     }
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
     large = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 56}
-    return ElectraConfig(**shared, **small), ElectraConfig(**shared, **(large | discriminator))
+    return ElectraConfig(**shared, **small), ElectraConfig(**(shared | large | discriminator))
 
 
 def joint_model(*, dropout: float = 0.0, **options) -> ElectraForJointPreTraining:
