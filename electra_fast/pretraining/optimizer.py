@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from electra_fast.pretraining.config import OptimizerConfig
+from electra_fast.pretraining.precision import MasterWeights
 
 # From here on 1 - beta ** step is 1 in float32 for any beta that is used: Adam without bias correction.
 STEP_WITHOUT_BIAS_CORRECTION = 1e8
@@ -43,13 +44,13 @@ def is_decayed(name: str) -> bool:
     return "LayerNorm" not in name and "bias" not in name.rsplit(".", 1)[-1]
 
 
-def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module | MasterWeights, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW whose update is the original's: m / (sqrt(v) + eps) + weight_decay * parameter, without bias correction.
 
     The moments exist from the start, so that a checkpoint written before the first step holds them too. A parameter
     without a gradient stays as it is, moments and all: towers that take turns have optimizers of their own in this one.
     """
-    named = list(named_parameters)
+    named = list(model.named_parameters())
     groups = [
         {"params": [p for name, p in named if is_decayed(name)], "weight_decay": config.weight_decay},
         {"params": [p for name, p in named if not is_decayed(name)], "weight_decay": 0.0},
@@ -63,3 +64,11 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config
             "exp_avg_sq": torch.zeros_like(parameter),
         }
     return optimizer
+
+
+def state_tensors(model: nn.Module | MasterWeights, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Weights and moments, with names for messages."""
+    for name, parameter in model.named_parameters():
+        yield f"weight {name}", parameter
+        for moment in ("exp_avg", "exp_avg_sq"):
+            yield f"{moment} of {name}", optimizer.state[parameter][moment]

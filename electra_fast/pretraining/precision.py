@@ -48,6 +48,10 @@ class MasterWeights:
     def gradients(self) -> list[Tensor]:
         return [master.grad for master in self._masters.values() if master.grad is not None]
 
+    def clear_gradients(self) -> None:
+        for parameter in (*self._masters.values(), *self._rounded):
+            parameter.grad = None
+
     def take_gradients(self) -> None:
         """Move the model's 16-bit gradients to the masters, where micro-batches add up in float32."""
         for parameter, master in zip(self._rounded, self._exact, strict=True):

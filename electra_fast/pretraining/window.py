@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from electra_fast.ops.rtd_bce import auc
 from electra_fast.pretraining.throughput import peak_memory
@@ -92,3 +93,17 @@ class Window:
         row["seconds_per_step"] = seconds / self.steps
         self._reset()
         return row
+
+
+def show(bar: tqdm, row: dict[str, Any]) -> None:
+    """Put a report beside the progress bar, or print it as a line where there is none."""
+    names = {"generator_loss": ("gen", ".3f"), "discriminator_loss": ("disc", ".4f"), "auc": ("auc", ".3f")}
+    if not names.keys() & row.keys():
+        names["loss"] = ("loss", ".3f")
+    names |= {"tokens_per_second": ("tok/s", ",.0f"), "mfu": ("MFU", ".1%")}
+    shown = {short: format(row[name], form) for name, (short, form) in names.items() if name in row}
+    bar.set_postfix(shown)
+    if bar.disable:
+        line = "  ".join(f"{name} {value}" for name, value in shown.items())
+        eta = tqdm.format_interval(row["eta_seconds"])
+        print(f"step {row['step']:,}/{bar.total:,}  {row['objective']}  {line}  ETA {eta}", flush=True)
