@@ -248,32 +248,45 @@ def _tokenizer_parser() -> ArgumentParser:
         "tokenizer",
         "INPUT... --output DIR [OPTIONS]",
         "corpus.txt --output tokenizer",
-        "part1.jsonl part2.jsonl --output tokenizer --vocab_size 16000 --lowercase false",
+        "part1.jsonl part2.jsonl.gz --output tokenizer --vocab_size 16000 --lowercase false",
+        "zh.txt --output tokenizer --type unigram --limit_alphabet 8000",
         more="\n\nThe folder loads with transformers' AutoTokenizer.",
     )
     _add_inputs(parser)
     parser.add_argument("--output", type=str, required=True, metavar="DIR", help="new folder of the tokenizer")
+    parser.add_argument(
+        "--type",
+        type=str,
+        default="wordpiece",
+        choices=["wordpiece", "unigram", "bpe"],
+        metavar="{wordpiece,unigram,bpe}",
+        help="wordpiece: BERT's and ELECTRA's; unigram: ALBERT's, for any script; bpe: byte-level, RoBERTa's",
+    )
     parser.add_argument("--vocab_size", type=int, default=30522, help="most entries, special tokens included")
     parser.add_argument("--lowercase", type=bool, default=True, help="fold case and strip accents, as in BERT uncased")
     parser.add_argument("--min_frequency", type=int, default=2, help="a piece occurs at least this often")
+    parser.add_argument(
+        "--limit_alphabet", type=int, default=1000, help="most characters kept; 8000 for Chinese. Not for bpe"
+    )
     parser.add_argument("--max_length", type=int, default=512, help="model_max_length of the tokenizer")
     parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer that is in the folder")
     return parser
 
 
 def _tokenizer(args: Any, _: list[str]) -> int:
-    from electra_fast.data.tokenizer import train_wordpiece
+    from electra_fast.data.tokenizer_training import TRAINERS
 
     output = Path(args.output)
     existing = any(output.iterdir()) if output.is_dir() else output.exists()
     if existing and not (args.overwrite and (output / "tokenizer.json").is_file()):
         raise UsageError(f"{output} exists: choose another --output, or --overwrite to replace a tokenizer")
-    tokenizer = train_wordpiece(
+    tokenizer = TRAINERS[args.type](
         args.inputs,
         output,
         vocab_size=args.vocab_size,
         lowercase=args.lowercase,
         min_frequency=args.min_frequency,
+        limit_alphabet=args.limit_alphabet,
         max_length=args.max_length,
         format=args.format,
         text_field=args.text_field,
@@ -532,7 +545,9 @@ def _bench(args: Any, _: list[str]) -> int:
 COMMANDS = {
     "demo": Command("Train a small ELECTRA on text that is already here and look at it", _demo_parser, _demo),
     "info": Command("Show versions, devices, and which backend each operator and attention use", _info_parser, _info),
-    "tokenizer": Command("Train a WordPiece tokenizer on text", _tokenizer_parser, _tokenizer),
+    "tokenizer": Command(
+        "Train a tokenizer on text: WordPiece, Unigram or byte-level BPE", _tokenizer_parser, _tokenizer
+    ),
     "prepare": Command("Turn text into a tokenised corpus", _prepare_parser, _prepare),
     "pretrain": Command("Pretrain an ELECTRA on a prepared corpus", _pretrain_parser, _pretrain),
     "inspect": Command("Colour each token by the probability that it was replaced", _inspect_parser, _inspect),

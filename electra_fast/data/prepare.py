@@ -33,7 +33,7 @@ SHARD_TOKENS = 1 << 28  # 512 MB of uint16
 
 
 class Chunk(NamedTuple):
-    """Encoded documents: lengths in tokens and text_bytes (UTF-8), int64 [documents]; ids [tokens]; keys [documents]."""
+    """Encoded documents: lengths in tokens and in bytes of text, int64 [documents]; ids [tokens]; keys [documents]."""
 
     lengths: np.ndarray
     text_bytes: np.ndarray
