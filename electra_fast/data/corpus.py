@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FORMAT = "electra-fast-corpus"
-VERSION = 1
+VERSION = 2
 AGAIN = "prepare the corpus again"
 META_FILE = "meta.json"
 OFFSETS_FILE = "offsets.bin"
@@ -42,7 +42,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class CorpusMeta:
-    """What meta.json says. `bytes_read` counts the input files' bytes; `vocab_size` is one more than the largest id."""
+    """What meta.json says.
+
+    `vocab_size` is one more than the largest id. `text_bytes`: of the documents as UTF-8. `duplicate_documents` and
+    `duplicate_tokens`: what deduplication left out, which the other counts don't hold; None if it was not asked for.
+    """
 
     tokenizer_sha256: str
     vocab_size: int
@@ -53,7 +57,9 @@ class CorpusMeta:
     dtype: str
     documents: int
     tokens: int
-    bytes_read: int
+    text_bytes: int
+    duplicate_documents: int | None
+    duplicate_tokens: int | None
     shards: tuple[Shard, ...]
     offsets_sha256: str
     tokenizer: str = "tokenizer"
