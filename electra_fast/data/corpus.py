@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from electra_fast.data.checksum import file_sha256, sealed, unsealed
 
@@ -192,18 +193,21 @@ class Corpus:
                 break
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def take(self, positions: np.ndarray) -> np.ndarray:
-        """The tokens at `positions` (int64 [n], each in 0 .. num_tokens - 1), [n] in the corpus's dtype."""
-        if len(positions) == 0:
+    def read_spans(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The tokens of spans (int64 [n], lengths at least 1), one span after another, in the corpus's dtype.
+
+        Raises IndexError for a span outside the corpus, as `read`.
+        """
+        if len(starts) == 0:
             return np.empty(0, self.dtype)
-        first, last = (bisect_right(self._starts, int(end)) - 1 for end in (positions.min(), positions.max()))
-        if first == last:
-            return self._shards[first].take(positions - self._starts[first])
-        tokens = np.empty(len(positions), self.dtype)
-        for index in range(first, last + 1):
-            here = (positions >= self._starts[index]) & (positions < self._starts[index + 1])
-            tokens[here] = self._shards[index].take(positions[here] - self._starts[index])
-        return tokens
+        longest, first, last = int(lengths.max()), int(starts.min()), int(starts.max())
+        index = bisect_right(self._starts, first) - 1
+        if first < 0 or last + longest > self._starts[index + 1]:  # over the end of a shard: once in a while
+            spans = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+            return np.concatenate([self.read(start, stop) for start, stop in spans])
+        # One copy a span, however short it is, and what is too much is dropped: far faster than an index for each token.
+        rows = sliding_window_view(self._shards[index], longest)[starts - self._starts[index]]
+        return rows.ravel() if lengths.min() == longest else rows[np.arange(longest) < lengths[:, None]]
 
     def unit_starts(self, kind: str, positions: np.ndarray) -> np.ndarray:
         """bool [n]: whether a unit of `kind` ("word" or "entity") begins at each of `positions` (int64 [n]).

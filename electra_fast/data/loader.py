@@ -229,47 +229,47 @@ class BatchLoader:
             cuts = self._two_segments.cuts(ids, lengths, sequences.epochs, texts)
         has_two = cuts < lengths
         bounds = np.concatenate([[0], np.cumsum(lengths + 2 + has_two)])  # [B + 1]
-        # Where each token goes: behind [CLS] and, in the second segment, behind a [SEP] more.
-        targets = np.arange(len(ids)) + np.repeat(bounds[:-1] + 1 - begins, lengths)
+        middles = (bounds[:-1] + 1 + cuts)[has_two]  # of sequences with two segments, the first [SEP]
         num_tokens = int(bounds[-1])
         width, count = self._shape(num_tokens, len(lengths), world_size)
 
         meta = self.corpora[0].meta
-        input_ids = np.empty(width, np.int64)
-        input_ids[num_tokens:] = meta.pad_token_id
-        input_ids[bounds[:-1]] = meta.cls_token_id
-        input_ids[bounds[1:] - 1] = meta.sep_token_id
-        token_type_ids = None
-        if self._two_segments is not None:
-            second = np.arange(len(ids)) >= np.repeat(begins + cuts, lengths)
-            targets += second
-            token_type_ids = np.zeros(width, np.int64)
-            token_type_ids[targets[second]] = 1
-            token_type_ids[bounds[1:][has_two] - 1] = 1
-            input_ids[(bounds[:-1] + 1 + cuts)[has_two]] = meta.sep_token_id
-        input_ids[targets] = ids
-        unit_starts = None
-        if units is not None:
-            unit_starts = np.ones(width, bool)
-            units[begins] = True
-            units[(begins + cuts)[has_two]] = True
-            unit_starts[targets] = units
-
-        names = texts
-        if len(self.corpora) > 1:  # whose epochs differ, and are not the batch's
-            names = texts + sequences.epochs * self.num_sequences
+        is_text = np.ones(width, bool)
+        is_text[num_tokens:] = False
+        input_ids = np.full(width, meta.pad_token_id)
+        for places, token in (
+            (bounds[:-1], meta.cls_token_id),
+            (bounds[1:] - 1, meta.sep_token_id),
+            (middles, meta.sep_token_id),
+        ):
+            is_text[places] = False
+            input_ids[places] = token
+        input_ids[is_text] = ids
         cu_seqlens = np.full(count + 1, num_tokens, np.int32)
         cu_seqlens[: len(bounds)] = bounds
-        return Batch(
+        sequence_ids = np.zeros(count, np.int64)
+        sequence_ids[: len(texts)] = texts
+        if len(self.corpora) > 1:  # whose epochs differ, and are not the batch's
+            sequence_ids[: len(texts)] += sequences.epochs * self.num_sequences
+        batch = Batch(
             input_ids=torch.from_numpy(input_ids),
             cu_seqlens=torch.from_numpy(cu_seqlens),
-            sequence_ids=torch.from_numpy(np.pad(names, (0, count - len(names)))),
+            sequence_ids=torch.from_numpy(sequence_ids),
             epoch=epoch,
             max_seqlen=self.max_length,
             num_tokens=num_tokens,
-            token_type_ids=None if token_type_ids is None else torch.from_numpy(token_type_ids),
-            unit_starts=None if unit_starts is None else torch.from_numpy(unit_starts),
         )
+        if self._two_segments is not None:
+            token_type_ids = np.zeros(width, np.int64)
+            token_type_ids[aranges(middles + 1, bounds[1:][has_two] - middles - 1)] = 1
+            batch = replace(batch, token_type_ids=torch.from_numpy(token_type_ids))
+        if units is not None:
+            units[begins] = True
+            units[(begins + cuts)[has_two]] = True
+            unit_starts = np.ones(width, bool)
+            unit_starts[is_text] = units
+            batch = replace(batch, unit_starts=torch.from_numpy(unit_starts))
+        return batch
 
     def _read(self, sequences: Sequences, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """The tokens of sequences, one after another [tokens]; their lengths [B]; where units begin, bool [tokens]."""
@@ -280,19 +280,36 @@ class BatchLoader:
         if self._two_segments is not None:
             lengths = self._two_segments.lengths(lengths, sequences.epochs, texts)
 
+        parts = [self._read_corpus(i, starts[here], lengths[here]) for i, here in enumerate(of_source)]
+        if len(parts) == 1:
+            return parts[0][0], lengths, parts[0][1]
         begins = np.cumsum(lengths) - lengths
-        ids = np.empty(int(lengths.sum()), self.corpora[0].dtype)
+        ids = np.empty(int(lengths.sum()), parts[0][0].dtype)
         units = None if self._unit_kind is None else np.empty(len(ids), bool)
-        for corpus, pieces, here in zip(self.corpora, self._pieces, of_source, strict=True):
-            positions, separators = pieces.positions(starts[here], lengths[here])
-            targets = slice(None) if len(self.corpora) == 1 else aranges(begins[here], lengths[here])
-            tokens = corpus.take(positions)
-            if separators is not None:
-                tokens[separators] = corpus.meta.sep_token_id
-            ids[targets] = tokens
+        for here, (part_ids, part_units) in zip(of_source, parts, strict=True):
+            targets = aranges(begins[here], lengths[here])
+            ids[targets] = part_ids
             if units is not None:
-                units[targets] = corpus.unit_starts(self._unit_kind, positions)
+                units[targets] = part_units
         return ids, lengths, units
+
+    def _read_corpus(
+        self, source: int, starts: np.ndarray, lengths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The tokens of spans of one corpus's pieces, one after another, and where units begin."""
+        corpus = self.corpora[source]
+        starts, lengths, separators = self._pieces[source].in_corpus(starts, lengths)
+        ids = corpus.read_spans(starts, lengths)
+        units = None if self._unit_kind is None else corpus.unit_starts(self._unit_kind, aranges(starts, lengths))
+        if separators is None:
+            return ids, units
+        row = np.full(len(separators), corpus.meta.sep_token_id, corpus.dtype)
+        row[~separators] = ids
+        if units is None:
+            return row, None
+        row_units = np.ones(len(separators), bool)
+        row_units[~separators] = units
+        return row, row_units
 
     def _shape(self, num_tokens: int, num_sequences: int, world_size: int) -> tuple[int, int]:
         """T and B of a batch."""

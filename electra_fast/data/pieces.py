@@ -30,9 +30,9 @@ class DocumentPieces:
         starts = self.corpus.offsets[documents] + (pieces - first_pieces) * self.size
         return starts, np.minimum(self.size, self.corpus.offsets[documents + 1] - starts)
 
-    def positions(self, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, None]:
-        """The places in the corpus of the tokens of spans, one span after another; and None: no token is added."""
-        return aranges(starts, lengths), None
+    def in_corpus(self, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
+        """The spans themselves; and None: no token is added to those of the corpus."""
+        return starts, lengths, None
 
     def tokens_before(self, pieces: np.ndarray) -> np.ndarray:
         """How many tokens the pieces before each of `pieces` hold together; up to `count`, where that is all."""
@@ -69,8 +69,8 @@ class JoinedPieces:
         starts = pieces * self.size
         return starts, np.minimum(self.size, self._total - starts)
 
-    def positions(self, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The places in the corpus of the tokens of spans, one span after another; and bool: it is a [SEP] instead."""
+    def in_corpus(self, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where spans of the row start in the corpus; their tokens but [SEP]; and bool: which tokens are a [SEP]."""
         first = np.searchsorted(
             self._starts, starts, side="right"
         )  # the first document that starts after the span does
@@ -79,10 +79,7 @@ class JoinedPieces:
         offsets = np.repeat(np.cumsum(lengths) - lengths - starts, after - first)
         separators = np.zeros(int(lengths.sum()), bool)
         separators[self._starts[begun] - 1 + offsets] = True
-        counts = np.cumsum(separators) - separators  # those before each token, over all spans
-        before = np.cumsum(after - first) - (after - first)
-        passed = np.repeat(first - 1 - before, lengths) + counts  # [SEP]s of the row before the token
-        return aranges(starts, lengths) - passed, separators
+        return starts - (first - 1), lengths - (after - first), separators
 
     def tokens_before(self, pieces: np.ndarray) -> np.ndarray:
         """How many tokens the pieces before each of `pieces` hold together; up to `count`, where that is all."""
