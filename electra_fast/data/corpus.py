@@ -59,7 +59,11 @@ class Units:
 
 @dataclass(frozen=True)
 class CorpusMeta:
-    """What meta.json says. `bytes_read` counts the input files' bytes; `vocab_size` is one more than the largest id."""
+    """What meta.json says.
+
+    `vocab_size` is one more than the largest id. `text_bytes`: of the documents as UTF-8. `duplicate_documents` and
+    `duplicate_tokens`: what deduplication left out, which the other counts don't hold; None if it was not asked for.
+    """
 
     tokenizer_sha256: str
     vocab_size: int
@@ -70,7 +74,9 @@ class CorpusMeta:
     dtype: str
     documents: int
     tokens: int
-    bytes_read: int
+    text_bytes: int
+    duplicate_documents: int | None
+    duplicate_tokens: int | None
     shards: tuple[Shard, ...]
     offsets_sha256: str
     units: tuple[Units, ...] = ()

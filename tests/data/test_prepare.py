@@ -42,7 +42,7 @@ def test_tokens_are_the_tokenizers_own(tmp_path: Path, tokenizer, rng_seed: int,
     assert [s.tokens for s in meta.shards[:-1]] == [shard_tokens] * (len(meta.shards) - 1)
     assert 0 < meta.shards[-1].tokens <= shard_tokens
     assert meta == corpus.meta
-    assert meta.bytes_read == source.stat().st_size
+    assert meta.text_bytes == sum(len(document.encode()) for document in documents)
     assert (meta.dtype, meta.vocab_size, meta.mask_token_id) == ("uint16", len(tokenizer), tokenizer.mask_token_id)
     assert meta.tokenizer_sha256 == tokenizer_hash(load_tokenizer(corpus.tokenizer_folder))
     special = {tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id}
