@@ -223,6 +223,9 @@ class OptimizerConfig:
         _check(_is_positive(self.clip_norm), "optimizer.clip_norm", self.clip_norm, "positive")
 
 
+TRACKERS = ("tensorboard", "wandb")
+
+
 @dataclass
 class TrainingConfig:
     """The run.
@@ -232,6 +235,7 @@ class TrainingConfig:
         seed: of weights, data order, masks, samples and dropout.
         device: cpu, cuda, or auto: the GPU where there is one.
         log_every: steps between lines of metrics.jsonl.
+        trackers: where to send the metrics too: tensorboard, wandb, or tensorboard,wandb; null: nowhere.
         eval_every: steps between evaluations on data.valid; 0: only at the end.
         eval_batches: batches of data.valid in each of them.
         save_every: steps between checkpoints; 0: only at the end and when interrupted.
@@ -242,6 +246,7 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     log_every: int = 100
+    trackers: str | None = None
     eval_every: int = 10_000
     eval_batches: int = 64
     save_every: int = 10_000
@@ -253,8 +258,15 @@ class TrainingConfig:
         for name in ("eval_every", "save_every"):
             _check(0 <= getattr(self, name) < 2**31, f"training.{name}", getattr(self, name), "between 0 and 2**31 - 1")
         _check(0 <= self.seed < 2**63, "training.seed", self.seed, "between 0 and 2**63 - 1")
+        known = set(self.tracker_names) <= set(TRACKERS)
+        _check(known, "training.trackers", self.trackers, f"{', '.join(TRACKERS)} or both with a comma, or null")
         known = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device)
         _check(known is not None, "training.device", self.device, "auto, cpu or cuda, or one GPU as cuda:1")
+
+    @property
+    def tracker_names(self) -> list[str]:
+        """The trackers, each once."""
+        return list(dict.fromkeys(name.strip() for name in (self.trackers or "").split(",") if name.strip()))
 
 
 @dataclass

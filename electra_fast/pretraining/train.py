@@ -26,10 +26,12 @@ from electra_fast.ops.random import masking_seed, step_seed
 from electra_fast.ops.rtd_bce import auc
 from electra_fast.pretraining.checkpoint import load_newest, save_checkpoint
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
+from electra_fast.pretraining.curves import plot_curves
 from electra_fast.pretraining.evaluation import evaluate, unigram_log_probabilities
-from electra_fast.pretraining.metrics import MetricsLog, plot_curves
+from electra_fast.pretraining.metrics import MetricsLog
 from electra_fast.pretraining.optimizer import build_optimizer, learning_rate
 from electra_fast.pretraining.run_folder import check_output, claim_output, delete_run
+from electra_fast.pretraining.trackers import open_trackers
 
 
 class NonFiniteLoss(RuntimeError):
@@ -121,7 +123,9 @@ def pretrain(
         train_corpus, batch_size=config.data.batch_size, max_length=config.data.max_length, seed=config.training.seed
     )
     held_out = _HeldOut(config, train_corpus, valid_corpus, device) if valid_corpus else None
-    log = MetricsLog(output / "metrics.jsonl", resume_step=start if goes_on else None)
+    resume_step = start if goes_on else None
+    trackers = open_trackers(config, output, resume_step)
+    log = MetricsLog(output / "metrics.jsonl", resume_step=resume_step, trackers=trackers)
     steps, settings = config.training.steps, config.training
     window = _Window()
     metrics: dict[str, float] | None = None
@@ -138,7 +142,7 @@ def pretrain(
             flush=True,
         )
     bar = tqdm(total=steps, initial=start, unit="step", disable=None if progress else True, dynamic_ncols=True)
-    with _deferred_signals() as received, bar:
+    with _deferred_signals() as received, bar, log:
         step, stop = start, False
         while step < steps and not stop:
             lr = learning_rate(step, steps, config.optimizer)
