@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ def _commands(place: Path | str) -> Iterator[list[str]]:
     yield pretrain_arguments(corpus, run, 2, **{"data.valid": corpus, "training.save_every": 1})
     yield [*pretrain_arguments(corpus, run, 3, **{"data.valid": corpus, "training.save_every": 1}), "--resume"]
     yield ["runs", "list", place]
-    shutil.copytree(run, f"{run} 2", dirs_exist_ok=True)
+    yield pretrain_arguments(corpus, f"{run} 2", 1)
     yield ["runs", "compare", run, f"{run} 2", "--png", os.path.join(place, "curves é.png")]
     yield ["inspect", run, "the lazy zoë 漢字"]
     yield ["inspect", run, "--file", text, "--html", os.path.join(place, "page é.html")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,21 +42,31 @@ def plot_runs(runs: Mapping[str, Rows], picture: Path) -> None:
     # The object interface draws without a display and leaves pyplot's global state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     panels = [key for key in PANELS if any(_points(rows, key) for rows in runs.values())]
     columns = 2 if len(panels) <= 4 else 4
     lines = max(1, -(-len(panels) // columns))
-    figure = Figure(figsize=(4.6 * columns, 3.4 * lines + 0.4), layout="constrained")
+    width, height = 4.6 * columns, 3.4 * lines + 0.4
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     grid = figure.subplots(lines, columns, squeeze=False)
+    # A layout fitted to the labels ("constrained") would draw everything twice.
+    edges = {"left": 0.6 / width, "right": 1 - 0.2 / width, "bottom": 0.5 / height, "top": 1 - 0.7 / height}
+    figure.subplots_adjust(**edges, wspace=0.2, hspace=0.35)
+    last = max((row["step"] for rows in runs.values() for row in rows), default=1)
     for axes, key in zip(grid.flat, panels, strict=False):
         for index, rows in enumerate(runs.values()):
             _draw(axes, key, rows, f"C{index % 10}", alone=len(runs) == 1)
         axes.set_title(PANELS[key], fontsize="medium")
         axes.grid(alpha=0.3)
         axes.set_xlabel("step")
+        axes.set_xlim(0, last)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k
         if key == "gradient_norm":
             axes.set_yscale("log")
+        elif key in ("lr", "tokens_per_second"):
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     _legend(figure, grid.flat[0], list(runs))
@@ -87,17 +98,24 @@ def _draw(axes: Axes, key: str, rows: Rows, color: str, *, alone: bool) -> None:
     unigram = _points(rows, "unigram_loss", "eval")
     if key == "generator_loss" and unigram:
         axes.axhline(unigram[-1][1], color="gray", linestyle="--")
-        axes.annotate("token frequencies", (1, unigram[-1][1]), ("axes fraction", "data"), **_NOTE)
+        axes.annotate("token frequencies", (1, unigram[-1][1]), **_NOTE)
     if key == "auc":
         axes.axhline(0.5, color="gray", linestyle="--")
-        axes.annotate("chance", (1, 0.5), ("axes fraction", "data"), **_NOTE)
+        axes.annotate("chance", (1, 0.5), **_NOTE)
     phases = [row for row in rows if row["kind"] == "train" and "phase" in row]
-    for before, row in zip(phases, phases[1:], strict=False):
+    for before, row in pairwise(phases):
         if row["phase"] != before["phase"]:
             axes.axvline(before["step"], color="gray", linestyle=":")
 
 
-_NOTE = {"xytext": (-4, 3), "textcoords": "offset points", "ha": "right", "color": "gray", "fontsize": "small"}
+_NOTE = {
+    "xycoords": ("axes fraction", "data"),
+    "xytext": (-4, 3),
+    "textcoords": "offset points",
+    "ha": "right",
+    "color": "gray",
+    "fontsize": "small",
+}
 
 
 def _legend(figure: Any, axes: Axes, names: list[str]) -> None:
@@ -112,4 +130,4 @@ def _legend(figure: Any, axes: Axes, names: list[str]) -> None:
         handles = [Line2D([], [], color=f"C{i % 10}") for i in range(len(names))]
         handles += [Line2D([], [], color="gray", marker="o", markersize=4, linewidth=0.8)]
         labels = [*names, "held out"]
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False)
+    figure.legend(handles, labels, loc="upper center", ncols=min(len(labels), 4), frameon=False)

@@ -7,6 +7,7 @@ that changes a file, whether Python, C++ or Rust makes it.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import shutil
@@ -99,13 +100,12 @@ class Machine:
 
 def _serve() -> None:
     """The process of `Machine`: a line of JSON in, a line out."""
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure  # noqa: F401
     import torch
 
-    import electra_fast.pretraining.config_file  # noqa: F401
-    import electra_fast.pretraining.train
     from electra_fast.cli import main
+
+    for name in ("electra_fast.pretraining.config_file", "electra_fast.pretraining.train", "matplotlib.figure"):
+        importlib.import_module(name)
 
     torch.set_num_threads(1)  # a pool of threads would not be there after a fork
     child = 0
