@@ -5,23 +5,28 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
 
 from electra_fast.models.electra import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 from electra_fast.models.initialization import initialize_weights
 from electra_fast.models.layers import FlatBatch, generator_hidden
+from electra_fast.models.objectives import (
+    Corruption,
+    FlatInputs,
+    JointPreTrainingOutput,
+    discriminator,
+    generator,
+    joint,
+)
 from electra_fast.models.progress import hidden_progress_bars
 from electra_fast.models.tower import STREAMS_PER_TOWER, encode
 from electra_fast.ops.generator_head import linear_cross_entropy_sample, linear_cross_entropy_sample_with_argmax
-from electra_fast.ops.masking_sampling import MaskedTokens, corrupt_tokens, mask_tokens
+from electra_fast.ops.masking_sampling import corrupt_tokens, mask_tokens
 from electra_fast.ops.random import as_seed, draw_seed, row_ids_for, splitmix64
-from electra_fast.ops.rtd_bce import RTDLoss, rtd_bce
 from electra_fast.packing import Packing, packing_of_full, packing_of_lengths, packing_of_mask
 
 FORMAT_VERSION = 1
@@ -31,33 +36,8 @@ GENERATOR_STREAM = STREAMS_PER_TOWER
 DISCRIMINATOR_STREAM = 2 * STREAMS_PER_TOWER
 TIED_EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
 TIE_CHOICES = ("shared", "untied", "all")
-
-
-@dataclass
-class JointPreTrainingOutput(ModelOutput):
-    """What `ElectraForJointPreTraining.forward` returns; M masked slots among T real tokens in row order."""
-
-    loss: Tensor | None = None  # generator_weight * generator_loss + discriminator_weight * discriminator_loss
-    generator_loss: Tensor | None = None  # nats per masked token
-    discriminator_loss: Tensor | None = None  # nats per token
-    masked: MaskedTokens | None = None
-    sampled_ids: Tensor | None = None  # int64 [M]
-    corrupted_ids: Tensor | None = None  # int64, the shape of input_ids
-    rtd: RTDLoss | None = None
-
-
-class Corruption(NamedTuple):
-    """The generator's half of a step."""
-
-    masked: MaskedTokens
-    loss_sum: Tensor  # float32, 0-d
-    nll: Tensor  # float32 [M]
-    sampled_ids: Tensor  # int64 [M]
-    argmax_ids: Tensor | None  # int64 [M], where asked for
-    corrupted_ids: Tensor  # int64 [T]
-    is_replaced: Tensor  # bool [T]
-    seed: Tensor  # int64, 0-d: of the sampling and of the dropout
-    row_ids: Tensor  # int64 [T], names of the tokens for the random numbers
+# What `forward(objective=...)` runs.
+OBJECTIVES = {"joint": joint, "generator": generator, "discriminator": discriminator}
 
 
 class ElectraForJointPreTraining(nn.Module):
@@ -145,6 +125,7 @@ class ElectraForJointPreTraining(nn.Module):
         masked_count: Tensor | float | None = None,
         token_count: Tensor | float | None = None,
         max_seqlen: int | None = None,
+        objective: str = "joint",
     ) -> JointPreTrainingOutput:
         """Mask, let the generator fill in, let the discriminator judge, and return both losses.
 
@@ -163,10 +144,16 @@ class ElectraForJointPreTraining(nn.Module):
                 of the whole global batch, and accumulation and ranks change nothing.
             max_seqlen: of packed input, no less than its longest sequence, which on a GPU is not checked. None: looks,
                 for which a GPU must be waited for; in a compiled graph: the position table's size.
+            objective: "joint"; "generator": its masked language modelling alone; "discriminator": it alone, of what
+                the generator samples without gradients and without dropout. What is not computed is None in the
+                result; `loss` is the weighted sum of what is trained.
 
         Raises:
-            ValueError: shapes that don't fit together, or sequences longer than the position table.
+            ValueError: an unknown objective, shapes that don't fit together, or sequences longer than the position
+                table.
         """
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
         packing = self.packing(input_ids, attention_mask, cu_seqlens, max_seqlen)
         if token_type_ids is not None and token_type_ids.shape != input_ids.shape:
             raise ValueError(
@@ -174,44 +161,18 @@ class ElectraForJointPreTraining(nn.Module):
             )
         if token_type_ids is not None and not packing.is_packed:
             token_type_ids = packing.unpad(token_type_ids)
-        corruption = self.corrupt(
-            input_ids if packing.is_packed else packing.unpad(input_ids),
-            packing,
-            token_type_ids=token_type_ids,
-            sequence_ids=sequence_ids,
-            seed=seed,
-            mask_seed=mask_seed,
-            num_masked=num_masked,
+        options: dict[str, Any] = {"sequence_ids": sequence_ids, "seed": seed, "mask_seed": mask_seed}
+        flat_ids = input_ids if packing.is_packed else packing.unpad(input_ids)
+        inputs = FlatInputs(
+            flat_ids, packing, token_type_ids, options | {"num_masked": num_masked}, masked_count, token_count
         )
-        logits = self.discriminate(
-            corruption.corrupted_ids,
-            packing,
-            token_type_ids=token_type_ids,
-            seed=corruption.seed,
-            row_ids=corruption.row_ids,
-        )
-        rtd = rtd_bce(logits, corruption.is_replaced, packing.is_real)
-
-        if masked_count is None:
-            masked_count = corruption.masked.weights.sum().clamp(min=1)
-        if token_count is None:
-            token_count = rtd.count.clamp(min=1)
-        generator_loss = corruption.loss_sum / masked_count
-        discriminator_loss = rtd.loss_sum / token_count
-        corrupted_ids = corruption.corrupted_ids
-        if not packing.is_packed:
-            corrupted_ids = packing.pad(corrupted_ids)
+        output = OBJECTIVES[objective](self, inputs)
+        if output.corrupted_ids is not None and not packing.is_packed:
+            corrupted_ids = packing.pad(output.corrupted_ids)
             if packing.padding_mask is not None:
                 corrupted_ids = torch.where(packing.padding_mask, corrupted_ids, input_ids)
-        return JointPreTrainingOutput(
-            loss=self.generator_weight * generator_loss + self.discriminator_weight * discriminator_loss,
-            generator_loss=generator_loss.detach(),
-            discriminator_loss=discriminator_loss.detach(),
-            masked=corruption.masked,
-            sampled_ids=corruption.sampled_ids,
-            corrupted_ids=corrupted_ids,
-            rtd=RTDLoss(rtd.loss_sum.detach(), *rtd[1:]),  # torch 2.11 can't compile `_replace`
-        )
+            output.corrupted_ids = corrupted_ids
+        return output
 
     def packing(
         self,

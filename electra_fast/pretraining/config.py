@@ -6,6 +6,7 @@ import math
 import os
 import re
 import reprlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +30,10 @@ def _is_count(value: int) -> bool:
 
 def _is_positive(value: float) -> bool:
     return 0 < value < math.inf
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _check(condition: bool, key: str, value: Any, expected: str) -> None:
@@ -187,14 +192,63 @@ class DataConfig:
         _check_path("data.valid", self.valid or "")
 
 
+OBJECTIVES = ("joint", "generator", "discriminator", "alternate", "mlm", "electric", "adversarial")
+LR_SCHEDULES = ("paper", "wsd", "cosine", "constant")
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+@dataclass
+class PhaseConfig:
+    """A part of a run with one objective. It ends at the first of its limits that is reached.
+
+    Args:
+        objective: joint, generator, discriminator, alternate (generator and discriminator by turns), mlm, electric or
+            adversarial.
+        steps: most steps; null, and epochs null too: training.steps.
+        epochs: most passes over the corpus.
+        patience: end after so many evaluations on data.valid in a row without a lower loss; null: never.
+        lr: peak learning rate; null: optimizer.lr.
+        warmup_steps: steps over which the rate rises from 0; null: optimizer.warmup_steps.
+        turn_steps: of alternate: steps of a tower's turn; null: an epoch.
+        discriminator_from_generator: before it begins, copy the generator's weights into the discriminator's wherever
+            both have a layer of the same name and size.
+    """
+
+    objective: str = "joint"
+    steps: int | None = None
+    epochs: float | None = None
+    patience: int | None = None
+    lr: float | None = None
+    warmup_steps: int | None = None
+    turn_steps: int | None = None
+    discriminator_from_generator: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.objective in OBJECTIVES, "objective", self.objective, _one_of(OBJECTIVES))
+        for name in ("steps", "patience", "turn_steps"):
+            value = getattr(self, name)
+            _check(value is None or _is_count(value), name, value, f"{COUNT}, or null")
+        for name in ("epochs", "lr"):
+            value = getattr(self, name)
+            _check(value is None or _is_positive(value), name, value, "positive, or null")
+        warmup = self.warmup_steps
+        _check(warmup is None or 0 <= warmup < 2**31, "warmup_steps", warmup, "between 0 and 2**31 - 1, or null")
+        takes_turns = self.turn_steps is None or self.objective == "alternate"
+        _check(takes_turns, "turn_steps", self.turn_steps, f"null where the objective is {self.objective}")
+
+
 @dataclass
 class OptimizerConfig:
-    """Adam with decoupled weight decay and the paper's schedule: lr * (1 - t / steps) * min(1, t / warmup_steps).
+    """Adam with decoupled weight decay, and how the learning rate goes over the steps of a phase.
 
     Args:
         lr: peak learning rate.
+        lr_schedule: paper: lr * (1 - t / steps) * min(1, t / warmup_steps); wsd: warm-up, stable, decay; cosine: to 0
+            after the warm-up; constant after the warm-up.
         warmup_steps: steps over which the rate rises from 0.
-        decay_in_warmup: the linear decay runs from step 0, as in the original; false: it starts after the warm-up.
+        decay_in_warmup: of paper: the linear decay runs from step 0, as in the original; false: it starts after the
+            warm-up.
+        decay_share: of wsd: the share of the steps, the last ones, over which the rate falls to 0, as 1 - sqrt(x).
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         eps: added to the root of the second moment.
@@ -204,8 +258,10 @@ class OptimizerConfig:
     """
 
     lr: float = 5e-4
+    lr_schedule: str = "paper"
     warmup_steps: int = 10_000
     decay_in_warmup: bool = True
+    decay_share: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-6
@@ -215,6 +271,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _check(_is_positive(self.lr), "optimizer.lr", self.lr, "positive")
+        _check(self.lr_schedule in LR_SCHEDULES, "optimizer.lr_schedule", self.lr_schedule, _one_of(LR_SCHEDULES))
+        _check(0 <= self.decay_share <= 1, "optimizer.decay_share", self.decay_share, "in [0, 1]")
         _check(0 <= self.warmup_steps < 2**31, "optimizer.warmup_steps", self.warmup_steps, "between 0 and 2**31 - 1")
         for name in ("beta1", "beta2"):
             _check(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "in [0, 1)")
@@ -227,30 +285,83 @@ TRACKERS = ("tensorboard", "wandb")
 
 
 @dataclass
+class ProbeConfig:
+    """A small labelled task on which the discriminator is tried now and then during the run.
+
+    Args:
+        train: file of lines TEXT<TAB>LABEL to fit the probe on; null: no probe.
+        valid: such a file to measure it on.
+        every: steps between probes.
+        kind: linear: logistic regression on mean hidden states; finetune: a copy of the discriminator is fine-tuned.
+        epochs: of finetune.
+        lr: of finetune, its peak.
+        batch_size: of finetune, texts a step.
+    """
+
+    train: str | None = None
+    valid: str | None = None
+    every: int = 10_000
+    kind: str = "linear"
+    epochs: int = 2
+    lr: float = 3e-4
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("train", "valid"):
+            _check_path(f"training.probe.{name}", getattr(self, name) or "")
+        for name in ("every", "epochs", "batch_size"):
+            _check(_is_count(getattr(self, name)), f"training.probe.{name}", getattr(self, name), COUNT)
+        _check(self.kind in ("linear", "finetune"), "training.probe.kind", self.kind, "linear or finetune")
+        _check(_is_positive(self.lr), "training.probe.lr", self.lr, "positive")
+        both = (self.train is None) == (self.valid is None)
+        missing = "valid" if self.valid is None else "train"
+        _check(
+            both, f"training.probe.{missing}", None, "a file too: the probe is fitted on train and measured on valid"
+        )
+
+
+@dataclass
 class TrainingConfig:
     """The run.
 
     Args:
-        steps: optimizer updates.
+        steps: optimizer updates; of a schedule, those of each phase that says nothing else.
         seed: of weights, data order, masks, samples and dropout.
         device: cpu, cuda, or auto: the GPU where there is one.
+        precision: float32; bfloat16; or float16 with loss scaling, for older GPUs. With 16 bits the optimizer and the
+            checkpoints hold float32 weights, and LayerNorm's are float32 everywhere.
+        micro_batch_tokens: most tokens at once: a batch is cut in micro-batches, whose gradients add up to the
+            batch's; null: the whole batch.
+        activation_checkpointing: compute each layer's activations again in the backward pass instead of keeping them:
+            the same bits, less memory, more time.
+        compile: run the step through torch.compile. Meant for GPUs.
+        deterministic: make a GPU repeat its bits, which costs speed; a CPU always does.
+        peak_tflops: the device's peak in TFLOP/s, of which MFU is the share in use; null: known for common GPUs.
         log_every: steps between lines of metrics.jsonl.
         trackers: where to send the metrics too: tensorboard, wandb, or tensorboard,wandb; null: nowhere.
         eval_every: steps between evaluations on data.valid; 0: only at the end.
         eval_batches: batches of data.valid in each of them.
         save_every: steps between checkpoints; 0: only at the end and when interrupted.
         keep_checkpoints: how many of the newest to keep.
+        probe: a labelled task to try the discriminator on.
     """
 
     steps: int = 1_000_000
     seed: int = 0
     device: str = "auto"
+    precision: str = "float32"
+    micro_batch_tokens: int | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    peak_tflops: float | None = None
     log_every: int = 100
     trackers: str | None = None
     eval_every: int = 10_000
     eval_batches: int = 64
     save_every: int = 10_000
     keep_checkpoints: int = 2
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "eval_batches", "keep_checkpoints"):
@@ -262,6 +373,10 @@ class TrainingConfig:
         _check(known, "training.trackers", self.trackers, f"{', '.join(TRACKERS)} or both with a comma, or null")
         known = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device)
         _check(known is not None, "training.device", self.device, "auto, cpu or cuda, or one GPU as cuda:1")
+        _check(self.precision in PRECISIONS, "training.precision", self.precision, _one_of(PRECISIONS))
+        tokens, peak = self.micro_batch_tokens, self.peak_tflops
+        _check(tokens is None or _is_count(tokens), "training.micro_batch_tokens", tokens, f"{COUNT}, or null")
+        _check(peak is None or _is_positive(peak), "training.peak_tflops", peak, "positive, or null")
 
     @property
     def tracker_names(self) -> list[str]:
@@ -278,7 +393,8 @@ class PretrainConfig:
         objective: replaced-token detection.
         data: corpora and batches.
         optimizer: optimizer and learning-rate schedule.
-        training: steps, seed, device, how often to log, evaluate and save.
+        training: steps, seed, device, precision, how often to log, evaluate and save.
+        schedule: phases, one after another; none: one joint phase of training.steps.
         output: folder of the run: checkpoints, metrics, and at the end `discriminator` and `generator`.
     """
 
@@ -287,6 +403,7 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    schedule: list[PhaseConfig] = field(default_factory=list)
     output: str = "runs/pretrain"
 
     def __post_init__(self) -> None:
@@ -298,6 +415,32 @@ class PretrainConfig:
             self.data.max_length,
             f"at most model.max_position_embeddings ({self.model.max_position_embeddings})",
         )
+        tokens = self.training.micro_batch_tokens
+        _check(
+            tokens is None or tokens >= self.data.max_length,
+            "training.micro_batch_tokens",
+            tokens,
+            f"at least data.max_length ({self.data.max_length}): a sequence is not cut",
+        )
+        for index, phase in enumerate(self.schedule):
+            self._check_phase(f"schedule[{index}]", phase)
+
+    def _check_phase(self, key: str, phase: PhaseConfig) -> None:
+        untied = phase.objective != "alternate" or self.model.tie == "untied"
+        _check(
+            untied,
+            f"{key}.objective",
+            phase.objective,
+            "another, or model.tie untied: taking turns, a tower must not change the other's embeddings",
+        )
+        if phase.patience is not None:
+            measured = self.data.valid is not None and self.training.eval_every > 0
+            _check(measured, f"{key}.patience", phase.patience, "null without data.valid and training.eval_every")
+
+    @property
+    def phases(self) -> list[PhaseConfig]:
+        """The schedule, or what it stands for where it is empty."""
+        return self.schedule or [PhaseConfig()]
 
     @property
     def max_per_sequence(self) -> int:
