@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import warnings
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from electra_fast.arguments import shown
 from electra_fast.data.checksum import file_sha256, sealed, unsealed
 from electra_fast.files import flush
 
@@ -183,6 +185,18 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state.get("checksums"), dict):
         raise DamagedCheckpoint(f"{file} is damaged: it holds no checksums")
     return state
+
+
+def check_state(path: Path, state: dict[str, Any], **kinds: type | tuple[type, ...]) -> None:
+    """Raises DamagedCheckpoint unless the state of checkpoint `path` has each key, and a value of its type; numbers are
+    finite, whole ones at least 0."""
+    for key, kind in kinds.items():
+        value = state.get(key)
+        fits = isinstance(value, kind) and not isinstance(value, bool) and (key in state)
+        if fits and isinstance(value, (int, float)):
+            fits = abs(value) < math.inf and (value >= 0 or isinstance(value, float))
+        if not fits:
+            raise DamagedCheckpoint(f"{path / 'state.json'} is damaged: {key} is {shown(value)}")
 
 
 def _check_is_file(path: Path) -> None:

@@ -65,7 +65,10 @@ def plot_runs(runs: Mapping[str, Rows], picture: Path) -> None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k
         if key == "gradient_norm":
             axes.set_yscale("log")
-        elif key in ("lr", "tokens_per_second"):
+        elif key == "lr":
+            axes.yaxis.set_major_formatter(lambda value, _: f"{1e4 * value:g}e-4" if value else "0")
+        elif key == "tokens_per_second":
+            axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()

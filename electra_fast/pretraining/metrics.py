@@ -41,7 +41,7 @@ class MetricsLog:
         write_whole(path, "".join(line + "\n" for line in kept))
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Add a line; `kind` is "train" or "eval". It is on the disk before a checkpoint that is saved next."""
+        """Add a line; `kind` is "train", "eval" or "probe". It is on the disk before a checkpoint that is saved next."""
         with self.path.open("a", encoding="utf-8") as file:
             # JSON has no NaN, which an AUC is as long as one class is empty.
             values = {name: None if value != value else value for name, value in values.items()}
@@ -87,7 +87,7 @@ def _read_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and type(row.get("step")) is int and row.get("kind") in ("train", "eval"):
+        if isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("kind"), str):
             rows.append(row)
         else:
             damaged.append(number)
