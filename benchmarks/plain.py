@@ -68,7 +68,8 @@ class Layer(nn.Module):
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
+        """`visible` [B, 1 or S, S] (bool): which keys each query sees."""
         B, S, H = x.shape
 
         def split(t: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ class Layer(nn.Module):
 
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
         scores = q @ k.transpose(2, 3) / math.sqrt(H // self.heads)  # (B, heads, S, S)
-        scores = scores.masked_fill(~attention_mask[:, None, None, :], float("-inf"))
+        scores = scores.masked_fill(~visible[:, None], float("-inf"))
         probabilities = F.dropout(scores.softmax(dim=-1), self.attention_dropout, self.training)
         context = (probabilities @ v).transpose(1, 2).reshape(B, S, H)
         x = self.attention_norm(x + self.dropout(self.attention_output(context)))
@@ -94,9 +95,11 @@ class Tower(nn.Module):
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """`attention_mask` [B, S] (bool) says which tokens are real, or [B, S, S] which keys each query sees."""
+        visible = attention_mask[:, None] if attention_mask.dim() == 2 else attention_mask
         x = self.project(self.embeddings(input_ids, token_type_ids))
         for layer in self.layers:
-            x = layer(x, attention_mask)
+            x = layer(x, visible)
         return x  # (B, S, H)
 
 
@@ -309,7 +312,7 @@ def joint_name(name: str) -> str:
 def from_joint(joint: nn.Module) -> PlainElectra:
     """A plain model with the weights of an `ElectraForJointPreTraining`, in their dtype."""
     plain = PlainElectra(
-        joint.generator.config, joint.discriminator.config, tie=joint.tie, mlm=joint.mlm_head is not None
+        joint.generator.config, joint.discriminator.config, tie=joint.tie, mlm="mlm" in joint.objectives
     )
     weights = joint.state_dict()
     plain.load_state_dict({name: weights[joint_name(name)] for name in plain.state_dict()})

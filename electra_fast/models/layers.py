@@ -32,6 +32,7 @@ class FlatBatch(NamedTuple):
     seed: Tensor | None  # of the dropout, int64 0-d
     row_ids: Tensor | None  # int64 [T], names of the tokens for the dropout; None: 0..T-1
     backend: str | None = None  # of attention; None: the fastest
+    is_causal: bool = False  # a token attends to itself and those before it
 
 
 class FlatEmbeddings:
@@ -135,6 +136,7 @@ def _attend(module: nn.Module, hidden_states: Tensor, flat: FlatBatch, stream: i
         row_ids=flat.row_ids,
         scale=module.scaling,
         backend=flat.backend,
+        is_causal=flat.is_causal,
     )
     return context.flatten(1).unsqueeze(0)
 
