@@ -312,7 +312,7 @@ def joint_name(name: str) -> str:
 def from_joint(joint: nn.Module) -> PlainElectra:
     """A plain model with the weights of an `ElectraForJointPreTraining`, in their dtype."""
     plain = PlainElectra(
-        joint.generator.config, joint.discriminator.config, tie=joint.tie, mlm="mlm" in joint.objectives
+        joint.generator.config, joint.discriminator.config, tie=joint.tie, mlm=joint.mlm_head is not None
     )
     weights = joint.state_dict()
     plain.load_state_dict({name: weights[joint_name(name)] for name in plain.state_dict()})

@@ -94,7 +94,7 @@ class PlainElectric(nn.Module):
 class PlainAdversarial(PlainElectra):
     """ELECTRA whose generator learns by REINFORCE to make the discriminator fail."""
 
-    def __init__(self, generator_config: Any, discriminator_config: Any, *, tie: bool = True) -> None:
+    def __init__(self, generator_config: Any, discriminator_config: Any, *, tie: str = "shared") -> None:
         super().__init__(generator_config, discriminator_config, tie=tie)
         self.baseline = nn.Linear(generator_config.hidden_size, 1, bias=False)
 
@@ -140,14 +140,12 @@ def energy_name(name: str) -> str:
     """The name in `ElectraForJointPreTraining` of a parameter of the classes here."""
     head, _, rest = name.partition(".")
     if head in ("left_to_right", "right_to_left"):
+        if rest.startswith("embeddings."):
+            return joint_name(f"discriminator.{rest}")
         return joint_name(name).replace(f"{head}.electra", f"two_tower.{head}")
     if head in ("cloze_dense", "cloze_norm"):
-        return (
-            HEAD_NAMES[head.replace("cloze", "generator")].replace(
-                "generator.generator_predictions", "two_tower.predictions"
-            )
-            + f".{rest}"
-        )
+        generator_head = HEAD_NAMES[head.replace("cloze", "generator")]
+        return generator_head.replace("generator.generator_predictions", "two_tower.predictions") + f".{rest}"
     return name if head == "baseline" else joint_name(name)
 
 

@@ -55,6 +55,7 @@ def adversarial(model: ElectraForJointPreTraining, inputs: FlatInputs) -> JointP
 
     `generator_loss` is the masked language modelling loss, which is measured and not trained.
     """
+    baseline = model.made_for("adversarial", model.baseline)
     corruption = corrupt(model, inputs)
     detection = detect(model, inputs, corruption)
     masked = corruption.masked
@@ -65,7 +66,7 @@ def adversarial(model: ElectraForJointPreTraining, inputs: FlatInputs) -> JointP
         log_p,
         detection.logits[masked.positions],
         corruption.is_replaced[masked.positions],
-        model.baseline(corruption.states.detach()).squeeze(-1),
+        baseline(corruption.states.detach()).squeeze(-1),
         masked.weights,
     )
     count = masked.weights.sum().clamp(min=1) if inputs.masked_count is None else inputs.masked_count

@@ -60,8 +60,12 @@ def _noise(model: ElectraForJointPreTraining, inputs: FlatInputs) -> tuple[Corru
     """The generator's half, log q [T] of each token that it left, and how many tokens it predicted."""
     input_ids, packing = inputs.input_ids, inputs.packing
     masked, seed, row_ids = model.mask(input_ids, packing, **inputs.options)
-    hidden = model.two_tower(
-        input_ids, FlatBatch(packing, seed, row_ids), inputs.token_type_ids, stream=TWO_TOWER_STREAM
+    hidden = model.made_for("electric", model.two_tower)(
+        model.generator.electra.embeddings,
+        input_ids,
+        FlatBatch(packing, seed, row_ids),
+        inputs.token_type_ids,
+        stream=TWO_TOWER_STREAM,
     )  # [T, E]
     never_masked = torch.tensor(model.never_mask_ids, device=input_ids.device)
     is_predicted = packing.is_real & ~torch.isin(input_ids, never_masked)

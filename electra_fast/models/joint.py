@@ -48,10 +48,8 @@ OBJECTIVES = {
     "electric": electric,
     "adversarial": adversarial,
 }
-# Those that need modules of their own.
-_EXTRA_OBJECTIVES = ("mlm", "electric", "adversarial")
-# Those that know the probability of each sample, which temperature and disallow_correct change.
-_EXACT_OBJECTIVES = ("electric", "adversarial")
+# Those that need the probability of each sample, which temperature and disallow_correct would change.
+_OBJECTIVES_OF_SAMPLES = ("electric", "adversarial")
 
 
 class ElectraForJointPreTraining(nn.Module):
@@ -74,8 +72,9 @@ class ElectraForJointPreTraining(nn.Module):
         tie: "shared" ties the embeddings (word, position, token type and their LayerNorm), "untied" nothing, "all" the
             whole encoder (towers of one size), "gdes" lets the discriminator's word and position embeddings follow the
             generator's: theirs, without gradients to them, plus a difference that starts at zero (DeBERTaV3).
-        objectives: those among "mlm", "electric" and "adversarial" that the model will be trained for, which need
-            modules of their own: `mlm_head`, `two_tower` and `baseline`. The others need not be named.
+        objectives: what `forward` will be asked for. "mlm" makes `mlm_head`, a masked language model's head on the
+            discriminator's encoder, "electric" `two_tower`, its generator, and "adversarial" `baseline`, which is
+            REINFORCE's; "joint", "generator" and "discriminator" need nothing.
 
     The look-up of the padding token gives its embedding no gradient, as in transformers; a tied output projection does.
     The original draws positions with replacement and averages the ids of tokens drawn twice; here they are distinct.
@@ -102,15 +101,15 @@ class ElectraForJointPreTraining(nn.Module):
         objectives: Sequence[str] = ("joint",),
     ) -> None:
         super().__init__()
-        for name in objectives:
-            _check_objective(name)
-            if name in _EXACT_OBJECTIVES and (temperature != 1.0 or disallow_correct):
-                raise ValueError(
-                    f"objective {name!r} is about what the generator says, so samples must come from it: temperature "
-                    f"must be 1 and disallow_correct False; got {temperature} and {disallow_correct}"
-                )
         if tie not in TIE_CHOICES:
             raise ValueError(f"tie must be one of {', '.join(TIE_CHOICES)}; got {tie!r}")
+        for objective in objectives:
+            _check_objective(objective)
+            if objective in _OBJECTIVES_OF_SAMPLES and (temperature != 1.0 or disallow_correct):
+                raise ValueError(
+                    f"objective {objective!r} needs samples that are the generator's: temperature 1 and "
+                    f"disallow_correct False; got {temperature} and {disallow_correct}"
+                )
         _check_configs(generator_config, discriminator_config, tie)
         self.mask_token_id = mask_token_id
         self.never_mask_ids = tuple(never_mask_ids)
@@ -127,12 +126,9 @@ class ElectraForJointPreTraining(nn.Module):
         self.discriminator = ElectraForPreTraining(copy.deepcopy(discriminator_config))
         self.generator = ElectraForMaskedLM(copy.deepcopy(generator_config))
         self._tie_towers()
-        if "mlm" in objectives:
-            self.mlm_head = MaskedLMHead(self.discriminator.config)
-        if "electric" in objectives:
-            self.two_tower = TwoTowerGenerator(generator_config, self.generator.electra.embeddings)
-        if "adversarial" in objectives:
-            self.baseline = nn.Linear(generator_config.hidden_size, 1, bias=False)
+        self.mlm_head = MaskedLMHead(self.discriminator.config) if "mlm" in objectives else None
+        self.two_tower = TwoTowerGenerator(generator_config) if "electric" in objectives else None
+        self.baseline = nn.Linear(generator_config.hidden_size, 1, bias=False) if "adversarial" in objectives else None
         initialize_weights(self, std=discriminator_config.initializer_range)
 
     def _tie_towers(self) -> None:
@@ -181,20 +177,15 @@ class ElectraForJointPreTraining(nn.Module):
             max_seqlen: of packed input, no less than its longest sequence, which on a GPU is not checked. None: looks,
                 for which a GPU must be waited for; in a compiled graph: the position table's size.
             objective: "joint"; "generator": its masked language modelling alone; "discriminator": it alone, of what
-                the generator samples without gradients and without dropout. What is not computed is None in the
-                result; `loss` is the weighted sum of what is trained. "mlm", masked language modelling of the
-                discriminator's encoder, "electric" and "adversarial", for which the model must have been made: see
-                `electra_fast.models.electric` and `electra_fast.models.adversarial`.
+                the generator samples without gradients and without dropout; "mlm": masked language modelling of the
+                discriminator's encoder; "electric", "adversarial": see the modules of these names. What is not computed
+                is None in the result; `loss` is the weighted sum of what is trained.
 
         Raises:
-            ValueError: an unknown objective, or one that the model was not made for; shapes that don't fit together, or
-                sequences longer than the position table.
+            ValueError: an objective that is unknown, or that the constructor was not told of; shapes that don't fit
+                together; sequences longer than the position table.
         """
         _check_objective(objective)
-        if objective in _EXTRA_OBJECTIVES and objective not in self.objectives:
-            raise ValueError(
-                f"the model was made without what {objective!r} needs: give it objectives=({objective!r},)"
-            )
         packing = self.packing(input_ids, attention_mask, cu_seqlens, max_seqlen)
         if token_type_ids is not None and token_type_ids.shape != input_ids.shape:
             raise ValueError(
@@ -261,7 +252,7 @@ class ElectraForJointPreTraining(nn.Module):
         mask_seed: Tensor | int | None = None,
         num_masked: int | None = None,
     ) -> Masking:
-        """Choose the tokens of flat `input_ids` [T] to predict; the arguments are those of `forward`."""
+        """Choose the tokens of flat `input_ids` [T] to predict; the other arguments are those of `forward`."""
         device = input_ids.device
         seed = draw_seed(device) if seed is None else as_seed(seed, device)
         mask_seed = splitmix64(seed) if mask_seed is None else as_seed(mask_seed, device)
@@ -303,22 +294,17 @@ class ElectraForJointPreTraining(nn.Module):
         packing: Packing,
         *,
         token_type_ids: Tensor | None = None,
-        sequence_ids: Tensor | None = None,
-        seed: Tensor | int | None = None,
-        mask_seed: Tensor | int | None = None,
-        num_masked: int | None = None,
         predictor: str = "generator",
         with_argmax: bool = False,
+        **options: Any,
     ) -> Corruption:
         """The generator's half: mask flat `input_ids` [T], predict, sample, and put the samples in.
 
         `token_type_ids` is flat too; `predictor` is who predicts, "generator" or "mlm", the discriminator's encoder
-        with `mlm_head`; the other arguments are those of `forward`.
+        with `mlm_head`; `options` are those of `mask`.
         """
         tower, stream, predictions, weight, bias = self._predictor(predictor)
-        masked, seed, row_ids = self.mask(
-            input_ids, packing, sequence_ids=sequence_ids, seed=seed, mask_seed=mask_seed, num_masked=num_masked
-        )
+        masked, seed, row_ids = self.mask(input_ids, packing, **options)
         states = encode(
             tower,
             FlatBatch(packing, seed, row_ids),
@@ -349,12 +335,23 @@ class ElectraForJointPreTraining(nn.Module):
 
     def _predictor(self, name: str) -> tuple[nn.Module, int, nn.Module, Tensor, Tensor]:
         """Who fills in masked tokens: encoder, stream of its dropout, head, and the projection's weight and bias."""
-        if name == "mlm":
-            tower, head = self.discriminator.electra, self.mlm_head
-            return tower, DISCRIMINATOR_STREAM, head, tower.embeddings.word_embeddings.weight, head.bias
-        projection = self.generator.generator_lm_head
-        predictions = self.generator.generator_predictions
-        return self.generator.electra, GENERATOR_STREAM, predictions, projection.weight, projection.bias
+        if name == "generator":
+            lm = self.generator
+            head = lm.generator_lm_head
+            return lm.electra, GENERATOR_STREAM, lm.generator_predictions, head.weight, head.bias
+        head, tower = self.made_for("mlm", self.mlm_head), self.discriminator.electra
+        return tower, DISCRIMINATOR_STREAM, head, tower.embeddings.word_embeddings.weight, head.bias
+
+    def made_for(self, objective: str, module: nn.Module | None) -> nn.Module:
+        """The `module` that only `objective` needs.
+
+        Raises:
+            ValueError: the constructor was not told of the objective.
+        """
+        if module is None:
+            objectives = (*self.objectives, objective)
+            raise ValueError(f"objective {objective!r} needs a module of its own: objectives={objectives} makes it")
+        return module
 
     def discriminate(
         self,
@@ -381,9 +378,9 @@ class ElectraForJointPreTraining(nn.Module):
     def save_pretrained(self, folder: str | Path) -> list[Path]:
         """Write the model so that `from_pretrained` gives it back and transformers loads its parts.
 
-        `folder/generator`, and `folder/mlm` of a model that has `mlm_head`, are checkpoints of ElectraForMaskedLM;
-        `folder/discriminator` is one of ElectraForPreTraining, its embeddings summed where they are a sum ("gdes").
-        `folder/electra_fast.json` has the options, `folder/electra_fast.safetensors` the weights that are in no such
+        `folder/generator` and, with an `mlm_head`, `folder/mlm` are checkpoints of ElectraForMaskedLM,
+        `folder/discriminator` of ElectraForPreTraining, with its embeddings summed where they are a sum ("gdes").
+        `folder/electra_fast.json` has the options, `folder/electra_fast.safetensors` the weights that are in no
         checkpoint, if there are any.
 
         Returns:

@@ -43,7 +43,7 @@ def save_joint(model: ElectraForJointPreTraining, folder: Path) -> list[Path]:
     with hidden_progress_bars():
         model.generator.save_pretrained(folders[0])
         model.discriminator.save_pretrained(folders[1], state_dict=dict(discriminator))  # it empties what it is given
-        if "mlm" in model.objectives:
+        if model.mlm_head is not None:
             folders.append(folder / "mlm")
             masked_lm(model.discriminator.config, discriminator, model.mlm_head).save_pretrained(folders[2])
     others = {name: parameter.detach().contiguous() for name, parameter in _other_parameters(model).items()}

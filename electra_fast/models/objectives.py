@@ -69,8 +69,8 @@ class Corruption(NamedTuple):
     is_replaced: Tensor  # bool [T]
     seed: Tensor  # int64, 0-d: of the sampling and of the dropout
     row_ids: Tensor  # int64 [T], names of the tokens for the random numbers
-    states: Tensor | None = None  # [M, H], of the generator's encoder at the masked tokens
-    hidden: Tensor | None = None  # [M, E], what is projected onto the vocabulary
+    states: Tensor | None = None  # [M, H], of the encoder that predicted
+    hidden: Tensor | None = None  # [M, E], what was projected onto the vocabulary
 
 
 class FlatInputs(NamedTuple):
@@ -151,10 +151,7 @@ class Detection(NamedTuple):
 
 
 def detect(
-    model: ElectraForJointPreTraining,
-    inputs: FlatInputs,
-    corruption: Corruption,
-    log_odds: Tensor | None = None,
+    model: ElectraForJointPreTraining, inputs: FlatInputs, corruption: Corruption, log_odds: Tensor | None = None
 ) -> Detection:
     """The discriminator's answers, to whose logits `log_odds` [T] are added, and their loss."""
     logits = model.discriminate(

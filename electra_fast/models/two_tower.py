@@ -24,22 +24,26 @@ class TwoTowerGenerator(nn.Module):
     electra, run_pretraining.py (`TwoTowerClozeTransformer`). There the states beyond a sequence's ends are those of its
     other end, by which its first and last token see themselves; here they are zeros.
 
-    Args:
-        config: the size of each tower.
-        embeddings: those of both towers, which stay the caller's.
+    `config` is the size of each tower. Embeddings and the projection onto the vocabulary are the caller's.
     """
 
-    def __init__(self, config: ElectraConfig, embeddings: nn.Module) -> None:
+    def __init__(self, config: ElectraConfig) -> None:
         super().__init__()
         self.left_to_right = ElectraModel(copy.deepcopy(config))
         self.right_to_left = ElectraModel(copy.deepcopy(config))
-        self.left_to_right.embeddings = self.right_to_left.embeddings = embeddings
+        del self.left_to_right.embeddings, self.right_to_left.embeddings
         both = copy.deepcopy(config)
         both.hidden_size = 2 * config.hidden_size
         self.predictions = stock.ElectraGeneratorPredictions(both)
 
     def forward(
-        self, input_ids: Tensor, flat: FlatBatch, token_type_ids: Tensor | None = None, *, stream: int = 0
+        self,
+        embeddings: nn.Module,
+        input_ids: Tensor,
+        flat: FlatBatch,
+        token_type_ids: Tensor | None = None,
+        *,
+        stream: int = 0,
     ) -> Tensor:
         """What the projection onto the vocabulary needs to predict each of flat `input_ids` [T]: [T, E].
 
@@ -49,7 +53,12 @@ class TwoTowerGenerator(nn.Module):
         packing = flat.packing
         flat = flat._replace(is_causal=True, backend="sdpa")
         before = encode(
-            self.left_to_right, flat, input_ids=input_ids, token_type_ids=token_type_ids, stream=stream
+            self.left_to_right,
+            flat,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            stream=stream,
+            embeddings=embeddings,
         )  # [T, H]
 
         mirror, is_first, is_last = _mirror(packing.cu_seqlens, input_ids.shape[0])
@@ -61,6 +70,7 @@ class TwoTowerGenerator(nn.Module):
             token_type_ids=None if token_type_ids is None else token_type_ids[mirror],
             position_ids=positions[mirror],
             stream=stream + STREAMS_PER_TOWER,
+            embeddings=embeddings,
         )[mirror]
         before = before.roll(1, dims=0).masked_fill(is_first.unsqueeze(1), 0.0)
         after = after.roll(-1, dims=0).masked_fill(is_last.unsqueeze(1), 0.0)

@@ -106,7 +106,7 @@ def test_an_unknown_objective_is_named():
 
 def test_objectives_that_need_more_say_so():
     ids = torch.zeros(2, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"give it objectives=\('mlm',\)"):
+    with pytest.raises(ValueError, match=r"needs a module of its own: objectives=\('joint', 'mlm'\) makes it"):
         joint_model()(ids, objective="mlm")
     with pytest.raises(ValueError, match=r"one of joint.*'bert'"):
         joint_model(objectives=("joint", "bert"))

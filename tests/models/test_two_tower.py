@@ -30,13 +30,15 @@ def generator(rng_seed) -> TwoTowerGenerator:
         hidden_dropout_prob=0.1,
         attention_probs_dropout_prob=0.1,
     )
-    model = TwoTowerGenerator(config, ElectraModel(config).embeddings)
+    model = TwoTowerGenerator(config)
+    model.embeddings = ElectraModel(config).embeddings
     initialize_weights(model, std=0.3)  # so that every part of it shows
     return model.eval()
 
 
 def predict(generator: nn.Module, ids: Tensor) -> Tensor:
-    return generator(ids, FlatBatch(packing_of_lengths(CU_SEQLENS, len(ids), max(LENGTHS)), None, None))
+    packing = packing_of_lengths(CU_SEQLENS, len(ids), max(LENGTHS))
+    return generator(generator.embeddings, ids, FlatBatch(packing, None, None))
 
 
 def sequence_of(token: int) -> range:
@@ -93,7 +95,7 @@ def test_padding_and_packing_give_the_same(generator, rng_seed):
         padded[mask] = ids
         packing = packing_of_mask(mask)
         # Positions are columns in a padded batch: on the left they are not those of packed text.
-        got = generator(packing.unpad(padded), FlatBatch(packing, None, None))[:26]
+        got = generator(generator.embeddings, packing.unpad(padded), FlatBatch(packing, None, None))[:26]
         if is_left:
             assert torch.equal((got - packed).abs().amax(1)[10:24] < 1e-5, torch.ones(14, dtype=torch.bool))
         else:
@@ -108,6 +110,7 @@ def test_dropout_is_named_by_the_seed(generator, rng_seed):
     results = []
     for seed in (1, 1, 2):
         torch.manual_seed(0)
-        results.append(generator(ids, FlatBatch(packing, torch.tensor(seed), torch.arange(26)), stream=7))
+        flat = FlatBatch(packing, torch.tensor(seed), torch.arange(26))
+        results.append(generator(generator.embeddings, ids, flat, stream=7))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
