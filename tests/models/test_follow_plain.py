@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from benchmarks import plain, plain_energy
@@ -20,12 +18,12 @@ OBJECTIVES = ("joint", "generator", "discriminator", "mlm", "electric", "adversa
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("text")
     text = write_text(folder / "text.txt")
     train_wordpiece([text], folder / "tokenizer", vocab_size=1000)
     prepare([text], folder / "tokenizer", folder / "corpus", progress=False)
-    yield Corpus.open(folder / "corpus")
+    return Corpus.open(folder / "corpus")
 
 
 def model_of(corpus: Corpus, *, layers: int, hidden_size: int, tie: str = "shared", **options) -> object:
