@@ -52,8 +52,14 @@ def _part(batch: Batch, first: int, last: int) -> Batch:
     return replace(batch, **changed)
 
 
-def count_masked(model: ElectraForJointPreTraining, batch: Batch, mask_seed: int) -> Tensor:
-    """How many tokens of `batch` the model masks: float32, 0-d, on the batch's device. Masking is done for it once."""
+def count_predicted(model: ElectraForJointPreTraining, batch: Batch, mask_seed: int, objective: str) -> Tensor:
+    """How many tokens of `batch` the generator learns from: float32, 0-d, on the batch's device.
+
+    The masked ones, for which masking is done once more; of "electric" all that may be masked.
+    """
+    if objective == "electric":
+        never_masked = torch.tensor(model.never_mask_ids, device=batch.input_ids.device)
+        return (~torch.isin(batch.input_ids[: int(batch.cu_seqlens[-1])], never_masked)).sum().float()
     num_tokens = batch.input_ids.shape[0]
     masked = mask_tokens(
         batch.input_ids,

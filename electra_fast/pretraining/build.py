@@ -41,6 +41,7 @@ def build_model(config: PretrainConfig, corpus: CorpusMeta) -> ElectraForJointPr
         generator_weight=objective.generator_weight,
         discriminator_weight=objective.discriminator_weight,
         tie=model.tie,
+        objectives=sorted(config.objectives),
     )
     initialize_weights(joint, std=model.initializer_range, glorot=model.glorot)
     return joint

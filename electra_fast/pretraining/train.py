@@ -23,7 +23,7 @@ from electra_fast.data.loader import Batch, BatchLoader
 from electra_fast.data.tokenizer import save_tokenizer
 from electra_fast.models import ElectraForJointPreTraining
 from electra_fast.ops.random import as_seed, masking_seed, step_seed
-from electra_fast.pretraining.accumulation import count_masked, micro_batches
+from electra_fast.pretraining.accumulation import count_predicted, micro_batches
 from electra_fast.pretraining.build import build_model, checkpoint_activations, copy_generator_to_discriminator
 from electra_fast.pretraining.checkpoint import DamagedCheckpoint, check_state, load_newest, save_checkpoint
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
@@ -265,7 +265,7 @@ class _Gradients:
         pieces = micro_batches(batch, self.max_tokens)
         counts: dict[str, Any] = {}
         if len(pieces) > 1:
-            masked_count = count_masked(self.model, batch, mask_seed).clamp(min=1).to(self.device)
+            masked_count = count_predicted(self.model, batch, mask_seed, objective).clamp(min=1).to(self.device)
             counts = {"masked_count": masked_count, "token_count": float(batch.input_ids.shape[0])}
         torch.manual_seed(seed)  # a vendor's attention draws its dropout from it
         self.masters.clear_gradients()

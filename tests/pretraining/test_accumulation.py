@@ -11,7 +11,7 @@ import torch
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.loader import Batch, BatchLoader
 from electra_fast.pretraining import train as train_module
-from electra_fast.pretraining.accumulation import count_masked, micro_batches
+from electra_fast.pretraining.accumulation import count_predicted, micro_batches
 from electra_fast.pretraining.build import build_model
 from electra_fast.pretraining.metrics import read_metrics
 from electra_fast.pretraining.precision import MasterWeights
@@ -96,7 +96,7 @@ def test_the_count_of_masked_tokens_is_exact(tmp_path, quick_config, corpus, rng
     model = build_model(quick_config(tmp_path), train.meta)
     batch = BatchLoader(train, batch_size=50, max_length=24, seed=rng_seed).batch(0)
     out = model(batch.input_ids, cu_seqlens=batch.cu_seqlens, sequence_ids=batch.sequence_ids, seed=1, mask_seed=2)
-    assert count_masked(model, batch, 2) == out.masked.weights.sum() == (out.masked.weights > 0).sum()
+    assert count_predicted(model, batch, 2, "joint") == out.masked.weights.sum() == (out.masked.weights > 0).sum()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
