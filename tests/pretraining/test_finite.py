@@ -1,4 +1,4 @@
-"""A loss, gradient or weight that is no number: nothing is updated, nothing is saved, and the message says what it was."""
+"""A loss, gradient or weight that is no number: nothing is updated or saved, and the message says what it was."""
 
 from __future__ import annotations
 
