@@ -18,4 +18,6 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         library = module.partition(".")[0]
         if (error.name or "").partition(".")[0] != library:
             raise  # it is there, but something that it needs is not
-        raise ValueError(f"{purpose} need {library}, which is not installed: pip install 'electra-fast[{extra}]'") from None
+        raise ValueError(
+            f"{purpose} need {library}, which is not installed: pip install 'electra-fast[{extra}]'"
+        ) from None

@@ -25,11 +25,12 @@ from electra_fast.models import ElectraForJointPreTraining
 from electra_fast.ops.random import as_seed, masking_seed, step_seed
 from electra_fast.pretraining.accumulation import count_masked, micro_batches
 from electra_fast.pretraining.build import build_model, checkpoint_activations, copy_generator_to_discriminator
-from electra_fast.pretraining.checkpoint import load_newest, save_checkpoint
+from electra_fast.pretraining.checkpoint import DamagedCheckpoint, check_state, load_newest, save_checkpoint
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
+from electra_fast.pretraining.curves import plot_curves
 from electra_fast.pretraining.evaluation import HeldOut
 from electra_fast.pretraining.finite import FiniteWatch, NonFiniteLoss, cause, not_finite
-from electra_fast.pretraining.metrics import MetricsLog, plot_curves
+from electra_fast.pretraining.metrics import MetricsLog
 from electra_fast.pretraining.optimizer import build_optimizer, learning_rate, state_tensors
 from electra_fast.pretraining.phases import Phase, Progress, resolve_phases
 from electra_fast.pretraining.precision import LossScale, MasterWeights
@@ -37,6 +38,7 @@ from electra_fast.pretraining.probe import Probe
 from electra_fast.pretraining.run_folder import check_output, claim_output, delete_run
 from electra_fast.pretraining.runtime import deferred_signals, find_device, open_corpora, repeatable
 from electra_fast.pretraining.throughput import peak_flops, step_flops
+from electra_fast.pretraining.trackers import open_trackers
 from electra_fast.pretraining.window import StepTotals, Window, show
 
 
@@ -108,7 +110,9 @@ def _pretrain(
         delete_run(output)
     claim_output(output, config)
     held_out = HeldOut(config, train_corpus, valid_corpus, device) if valid_corpus else None
-    log = MetricsLog(output / "metrics.jsonl", resume_step=now.step if goes_on else None)
+    resume_step = now.step if goes_on else None
+    trackers = open_trackers(config, output, resume_step)
+    log = MetricsLog(output / "metrics.jsonl", resume_step=resume_step, trackers=trackers)
     run = _Gradients(torch.compile(model, dynamic=True) if settings.compile else model, model, masters, config, device)
     watch, window = FiniteWatch(device), Window()
     peak = peak_flops(device, settings)
@@ -156,7 +160,7 @@ def _pretrain(
         disable=None if shows else True,
         dynamic_ncols=True,
     )
-    with deferred_signals() as received, bar:
+    with deferred_signals() as received, bar, log:
         while not received:
             phase = phases[now.phase]
             if now.is_over(phase):
@@ -217,13 +221,14 @@ def _pretrain(
 
     if now.steps_left(phases):
         return PretrainResult(output, now.step, received[0], metrics)
-    if metrics is None and held_out:  # resumed after the last step
-        metrics = held_out.evaluate(model, phases[-1].objective)
-    masters.export()
-    model.save_pretrained(output)
-    for tower in ("discriminator", "generator"):
-        save_tokenizer(tokenizer, output / tower)
-    plot_curves(output / "metrics.jsonl", output / "curves.png")
+    with deferred_signals():  # what is left takes seconds: who asks to stop gets a finished run
+        if metrics is None and held_out:  # resumed after the last step
+            metrics = held_out.evaluate(model, phases[-1].objective)
+        masters.export()
+        model.save_pretrained(output)
+        for tower in ("discriminator", "generator"):
+            save_tokenizer(tokenizer, output / tower)
+        plot_curves(output / "metrics.jsonl", output / "curves.png")
     return PretrainResult(output, now.step, None, metrics)
 
 
@@ -323,7 +328,13 @@ def _progress(state: dict[str, Any]) -> Progress:
 def _check_checkpoint(
     config: PretrainConfig, phases: list[Phase], corpus_hash: str, path: Path, state: dict[str, Any]
 ) -> None:
-    """Raises ConfigError where the run can't go on from a checkpoint."""
+    """Raises ConfigError where the run can't go on from a checkpoint, DamagedCheckpoint where nobody could."""
+    check_state(path, state, corpus=str, step=int, phase=int, step_in_phase=int, evaluations_since_best=int)
+    check_state(path, state, best_loss=(int, float, type(None)))
+    if config.training.precision == "float16":
+        check_state(path, state, loss_scale=(int, float), loss_scale_steps=(int, float))
+    if state["phase"] >= len(phases):
+        raise DamagedCheckpoint(f"{path / 'state.json'} is damaged: it is of phase {state['phase'] + 1}")
     if state["corpus"] != corpus_hash:
         raise ConfigError(
             f"{config.data.train} is not the corpus that {path} was trained on: give that one, or another output"

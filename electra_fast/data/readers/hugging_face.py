@@ -52,7 +52,9 @@ def _load_folder(datasets: Any, name: str) -> Any:
     try:
         return datasets.load_from_disk(name)
     except Exception as error:  # of a damaged file, datasets and pyarrow raise whatever comes
-        raise ValueError(f"{folder} can't be loaded, a file of it is missing or damaged: {_first_line(error)}") from error
+        raise ValueError(
+            f"{folder} can't be loaded, a file of it is missing or damaged: {_first_line(error)}"
+        ) from error
 
 
 def parse_name(name: str) -> tuple[list[tuple[str, str | None]], str | None]:
@@ -67,7 +69,9 @@ def parse_name(name: str) -> tuple[list[tuple[str, str | None]], str | None]:
         return [(place, None)], split or None
     parts = place.split("/")
     if not 1 <= len(parts) <= 3 or not all(parts):
-        raise ValueError(f"{name}: expected hf://NAME, hf://OWNER/NAME or hf://OWNER/NAME/CONFIG, and :SPLIT if need be")
+        raise ValueError(
+            f"{name}: expected hf://NAME, hf://OWNER/NAME or hf://OWNER/NAME/CONFIG, and :SPLIT if need be"
+        )
     readings: list[tuple[str, str | None]] = [("/".join(parts[:2]), "/".join(parts[2:]) or None)]
     if len(parts) == 2:
         readings.append((parts[0], parts[1]))
