@@ -94,7 +94,8 @@ class ModelConfig:
         attention_probs_dropout_prob: dropout of the attention probabilities.
         initializer_range: deviation of the truncated normal that initialises matrices.
         glorot: Glorot-uniform embedding projection and RTD output layer, as in the original; false: truncated normal.
-        tie: embeddings "shared" between the towers, "untied", or "all" (the whole encoder).
+        tie: embeddings "shared" between the towers, "untied", "all" (the whole encoder), or "gdes" (the discriminator's
+            follow the generator's and add a difference of their own).
     """
 
     embedding_size: int = 128
@@ -129,7 +130,7 @@ class ModelConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             _check(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)")
         _check(_is_positive(self.initializer_range), "model.initializer_range", self.initializer_range, "positive")
-        _check(self.tie in ("shared", "untied", "all"), "model.tie", self.tie, "shared, untied or all")
+        _check(self.tie in ("shared", "untied", "all", "gdes"), "model.tie", self.tie, "shared, untied, all or gdes")
 
 
 @dataclass
@@ -389,6 +390,9 @@ class OptimizerConfig:
         _check(_is_positive(self.clip_norm), "optimizer.clip_norm", self.clip_norm, "positive")
 
 
+TRACKERS = ("tensorboard", "wandb")
+
+
 @dataclass
 class ProbeConfig:
     """A small labelled task on which the discriminator is tried now and then during the run.
@@ -443,6 +447,7 @@ class TrainingConfig:
         deterministic: make a GPU repeat its bits, which costs speed; a CPU always does.
         peak_tflops: the device's peak in TFLOP/s, of which MFU is the share in use; null: known for common GPUs.
         log_every: steps between lines of metrics.jsonl.
+        trackers: where to send the metrics too: tensorboard, wandb, or tensorboard,wandb; null: nowhere.
         eval_every: steps between evaluations on data.valid; 0: only at the end.
         eval_batches: batches of data.valid in each of them.
         save_every: steps between checkpoints; 0: only at the end and when interrupted.
@@ -460,6 +465,7 @@ class TrainingConfig:
     deterministic: bool = False
     peak_tflops: float | None = None
     log_every: int = 100
+    trackers: str | None = None
     eval_every: int = 10_000
     eval_batches: int = 64
     save_every: int = 10_000
@@ -472,12 +478,19 @@ class TrainingConfig:
         for name in ("eval_every", "save_every"):
             _check(0 <= getattr(self, name) < 2**31, f"training.{name}", getattr(self, name), "between 0 and 2**31 - 1")
         _check(0 <= self.seed < 2**63, "training.seed", self.seed, "between 0 and 2**63 - 1")
+        known = set(self.tracker_names) <= set(TRACKERS)
+        _check(known, "training.trackers", self.trackers, f"{', '.join(TRACKERS)} or both with a comma, or null")
         known = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device)
         _check(known is not None, "training.device", self.device, "auto, cpu or cuda, or one GPU as cuda:1")
         _check(self.precision in PRECISIONS, "training.precision", self.precision, _one_of(PRECISIONS))
         tokens, peak = self.micro_batch_tokens, self.peak_tflops
         _check(tokens is None or _is_count(tokens), "training.micro_batch_tokens", tokens, f"{COUNT}, or null")
         _check(peak is None or _is_positive(peak), "training.peak_tflops", peak, "positive, or null")
+
+    @property
+    def tracker_names(self) -> list[str]:
+        """The trackers, each once."""
+        return list(dict.fromkeys(name.strip() for name in (self.trackers or "").split(",") if name.strip()))
 
 
 @dataclass
