@@ -248,7 +248,12 @@ def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
     if "bytes_read" not in content:
         return content
     rest = {key: value for key, value in content.items() if key != "bytes_read"}
-    return {"text_bytes": content["bytes_read"], "duplicate_documents": None, "duplicate_tokens": None, "units": []} | rest
+    return {
+        "text_bytes": content["bytes_read"],
+        "duplicate_documents": None,
+        "duplicate_tokens": None,
+        "units": [],
+    } | rest
 
 
 def content_hash(corpora: Sequence[Corpus]) -> str:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ import torch
 
 from electra_fast.data import streams
 from electra_fast.data.corpus import Corpus
-from electra_fast.data.loader import Batch, BatchLoader, CurriculumLoader, open_loader
+from electra_fast.data.loader import Batch, BatchLoader
 from electra_fast.data.pieces import MIN_PIECE
 from electra_fast.data.prepare import prepare
 from electra_fast.data.segments import SENTENCE_ENDS
-from electra_fast.data.streams import quotas, shares_by_size
-from electra_fast.pretraining.config import CorpusConfig, DataConfig, StageConfig
 from tests.data.plain_loader import PlainLoader
 from tests.data.texts import random_documents, write_text
 
@@ -167,7 +164,7 @@ def test_bad_arguments(make_corpus) -> None:
     for call, message in (((-1,), "step must be"), ((0, 2, 2), "rank must lie"), ((0, 0, 3), "batch_size=2 is less")):
         with pytest.raises(ValueError, match=message):
             loader.batch(*call)
-    with pytest.raises(ValueError, match="batch_tokens=30 may leave one of 4 ranks .* give at least 32"):
+    with pytest.raises(ValueError, match=r"batch_tokens=30 may leave one of 4 ranks .* give at least 32"):
         BatchLoader(corpus, batch_tokens=30, max_length=8).batch(0, 0, 4)
 
 
@@ -193,7 +190,9 @@ def random_options(g: np.random.Generator, corpora: int) -> dict[str, Any]:
     segments = int(g.integers(1, 3))
     length = int(g.integers(3 if segments == 1 else 8, 40))
     options = {"max_length": length, "segments": segments, "seed": int(g.integers(2**63)) * 2 + 1}
-    size = {"batch_size": int(g.integers(1, 20))} if g.random() < 0.5 else {"batch_tokens": int(length * g.uniform(2, 9))}
+    size = (
+        {"batch_size": int(g.integers(1, 20))} if g.random() < 0.5 else {"batch_tokens": int(length * g.uniform(2, 9))}
+    )
     options |= {"join_documents": bool(g.random() < 0.3), "fixed_shapes": bool(g.random() < 0.3), **size}
     options["mask_units"] = str(g.choice(["token", "word", "span"]))
     if corpora == 1:
