@@ -127,22 +127,6 @@ def discriminator(model: ElectraForJointPreTraining, inputs: FlatInputs) -> Join
     )
 
 
-def mlm(model: ElectraForJointPreTraining, inputs: FlatInputs) -> JointPreTrainingOutput:
-    """Masked language modelling of the discriminator's encoder, as BERT is trained; no generator runs.
-
-    Source: google-research/electra, run_pretraining.py, `electra_objective=False`; its weight is the generator's there
-    too. Chosen tokens become [MASK] or stay, none becomes a random one.
-    """
-    corruption = corrupt(model, inputs, predictor="mlm")
-    loss = mean_nll(corruption, inputs)
-    return JointPreTrainingOutput(
-        loss=model.generator_weight * loss,
-        mlm_loss=loss.detach(),
-        masked=corruption.masked,
-        sampled_ids=corruption.sampled_ids,
-    )
-
-
 def corrupt(model: ElectraForJointPreTraining, inputs: FlatInputs, *, predictor: str = "generator") -> Corruption:
     """The generator's half of a step, or that of another `predictor`."""
     return model.corrupt(
