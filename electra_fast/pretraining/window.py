@@ -27,7 +27,7 @@ class StepTotals:
 
     def add(self, out: Any) -> None:
         """`out`: what `ElectraForJointPreTraining.forward` returns."""
-        values = {name: value.detach() for name, value in out.items() if name.endswith("loss")}
+        values = {name: value.detach() for name, value in out.items() if _is_mean(name)}
         if out.masked is not None and out.sampled_ids is not None:
             weights = out.masked.weights
             values |= {"hits": (weights * (out.sampled_ids == out.masked.labels)).sum(), "masked": weights.sum()}
@@ -72,7 +72,7 @@ class Window:
         seconds = max(time.perf_counter() - self.started, 1e-9)
         row: dict[str, Any] = {}
         for name in sorted(sums):
-            if name.endswith("loss"):
+            if _is_mean(name):
                 row[name] = float(sums[name]) / self._seen[name]
         updates = self.steps - int(sums["overflowed"])
         row["gradient_norm"] = float(sums["norm"]) / max(updates, 1)
@@ -93,6 +93,11 @@ class Window:
         row["seconds_per_step"] = seconds / self.steps
         self._reset()
         return row
+
+
+def _is_mean(name: str) -> bool:
+    """Whether a result of the model is a mean over the batch's tokens: a loss, or REINFORCE's reward."""
+    return name.endswith("loss") or name == "reward"
 
 
 def show(bar: tqdm, row: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def test_a_run_cut_anywhere_ends_with_the_same_bits(tmp_path, quick_config, monk
     rows = read_metrics(whole / "metrics.jsonl")
     losses = {"generator_loss", "discriminator_loss"}
     for row in rows:
-        trained = {"policy_loss", "baseline_loss"} if row["objective"] == "adversarial" else set()
+        trained = {"policy_loss", "baseline_loss", "reward"} if row["objective"] == "adversarial" else set()
         assert losses | (trained if row["kind"] == "train" else set()) <= row.keys(), row
     model = ElectraForJointPreTraining.from_pretrained(whole)
     assert set(model.objectives) == {"electric", "adversarial", "joint"}
