@@ -23,7 +23,7 @@ def micro_batches(batch: Batch, max_tokens: int | None) -> list[Batch]:
     Raises:
         ValueError: a sequence is longer than `max_tokens`.
     """
-    if max_tokens is None or batch.input_ids.shape[0] <= max_tokens:
+    if max_tokens is None or batch.num_tokens <= max_tokens:
         return [batch]
     starts = batch.cu_seqlens.numpy()
     longest = int(np.diff(starts).max())
@@ -45,6 +45,7 @@ def _part(batch: Batch, first: int, last: int) -> Batch:
     starts = batch.cu_seqlens
     tokens = slice(int(starts[first]), int(starts[last]))
     changed = {"cu_seqlens": starts[first : last + 1] - starts[first], "sequence_ids": batch.sequence_ids[first:last]}
+    changed["num_tokens"] = tokens.stop - tokens.start
     for field in fields(batch):
         value = getattr(batch, field.name)
         if field.name not in changed and isinstance(value, Tensor):  # [T]: ids, token types, units
@@ -66,6 +67,6 @@ def count_masked(model: ElectraForJointPreTraining, batch: Batch, mask_seed: int
         max_per_sequence=model.max_per_sequence,
         seed=torch.full((), mask_seed, dtype=torch.int64, device=batch.input_ids.device),
         row_ids=row_ids_for(batch.sequence_ids, batch.cu_seqlens, num_tokens),
-        unit_starts=getattr(batch, "unit_starts", None),
+        unit_starts=batch.unit_starts,
     )
     return masked.weights.sum()

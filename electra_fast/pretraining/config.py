@@ -526,10 +526,10 @@ class PretrainConfig:
         )
         tokens = self.training.micro_batch_tokens
         _check(
-            tokens is None or tokens >= self.data.max_length,
+            tokens is None or tokens >= self.data.longest,
             "training.micro_batch_tokens",
             tokens,
-            f"at least data.max_length ({self.data.max_length}): a sequence is not cut",
+            f"at least data.max_length ({self.data.longest}): a sequence is not cut",
         )
         for index, phase in enumerate(self.schedule):
             self._check_phase(f"schedule[{index}]", phase)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,12 +19,14 @@ EVALUATION_SEED = 20200323  # the same for every run, so that runs compare
 UNIGRAM_TOKENS = 20_000_000
 
 
-def unigram_log_probabilities(corpus: Corpus, vocab_size: int) -> Tensor:
-    """float32 [V]: add-one-smoothed log frequencies of the corpus's first 20 million tokens."""
+def unigram_log_probabilities(corpora: Corpus | Sequence[Corpus], vocab_size: int) -> Tensor:
+    """float32 [V]: add-one-smoothed log frequencies of 20 million tokens: the first, of each corpus the same number."""
+    corpora = [corpora] if isinstance(corpora, Corpus) else corpora
     counts = np.ones(vocab_size, dtype=np.float64)
-    stop = min(corpus.num_tokens, UNIGRAM_TOKENS)
-    for start in range(0, stop, 2**20):
-        counts += np.bincount(corpus.read(start, min(start + 2**20, stop)), minlength=vocab_size)
+    for corpus in corpora:
+        stop = min(corpus.num_tokens, UNIGRAM_TOKENS // len(corpora))
+        for start in range(0, stop, 2**20):
+            counts += np.bincount(corpus.read(start, min(start + 2**20, stop)), minlength=vocab_size)
     return torch.from_numpy(np.log(counts / counts.sum())).float()
 
 
@@ -40,11 +44,12 @@ def exact_auc(scores: Tensor, is_positive: Tensor) -> float:
 class HeldOut:
     """The held-out corpus: its first whole batches, or what there is of one."""
 
-    def __init__(self, config: PretrainConfig, train: Corpus, valid: Corpus, device: torch.device) -> None:
-        data = config.data
-        self.loader = BatchLoader(valid, batch_size=data.batch_size, max_length=data.max_length, shuffle=False)
+    def __init__(
+        self, config: PretrainConfig, train: Sequence[Corpus], loader: BatchLoader, device: torch.device
+    ) -> None:
+        self.loader = loader
         self.batches = max(1, min(config.training.eval_batches, int(self.loader.steps_per_epoch)))
-        self.unigram = unigram_log_probabilities(train, train.meta.vocab_size)
+        self.unigram = unigram_log_probabilities(train, train[0].meta.vocab_size)
         self.device = device
 
     def evaluate(self, model: ElectraForJointPreTraining, objective: str = "joint") -> dict[str, float]:
@@ -99,12 +104,14 @@ def _losses(
             batch.input_ids,
             cu_seqlens=batch.cu_seqlens,
             max_seqlen=batch.max_seqlen,
+            token_type_ids=batch.token_type_ids,
+            unit_starts=batch.unit_starts,
             sequence_ids=batch.sequence_ids,
             seed=step_seed(EVALUATION_SEED, i),
             mask_seed=masking_seed(EVALUATION_SEED, batch.epoch),
             objective=objective,
         )
-        count = batch.input_ids.shape[0]
+        count = batch.num_tokens
         tokens += count
         for name, value in out.items():
             if name.endswith("loss"):
@@ -141,6 +148,8 @@ def _metrics_of_towers(
         corruption = model.corrupt(
             batch.input_ids,
             packing,
+            token_type_ids=batch.token_type_ids,
+            unit_starts=batch.unit_starts,
             sequence_ids=batch.sequence_ids,
             seed=step_seed(EVALUATION_SEED, i),
             mask_seed=masking_seed(EVALUATION_SEED, batch.epoch),
@@ -154,14 +163,17 @@ def _metrics_of_towers(
         sums["sampled"] += int((corruption.sampled_ids == masked.labels)[used].sum())
         if not judges:
             continue
-        parts["logits"].append(model.discriminate(corruption.corrupted_ids, packing))
+        parts["logits"].append(
+            model.discriminate(corruption.corrupted_ids, packing, token_type_ids=batch.token_type_ids)
+        )
         parts["replaced"].append(corruption.is_replaced)
         parts["is_maskable"].append(~torch.isin(batch.input_ids, never_masked))
 
         drawn = torch.multinomial(unigram.exp().cpu(), len(masked.labels), replacement=True, generator=draw).to(device)
         drawn = torch.where(used, drawn, masked.labels)
         corrupted_ids, is_replaced = corrupt_tokens(batch.input_ids, masked.positions, drawn, masked.weights)
-        parts["unigram_logits"].append(model.discriminate(corrupted_ids, packing))
+        logits = model.discriminate(corrupted_ids, packing, token_type_ids=batch.token_type_ids)
+        parts["unigram_logits"].append(logits)
         parts["unigram_replaced"].append(is_replaced)
     count = max(sums["masked"], 1)
     metrics = {

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from electra_fast.data.corpus import Corpus
+from electra_fast.data.loader import BatchLoader, CurriculumLoader, open_loader
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
+from electra_fast.pretraining.evaluation import EVALUATION_SEED
 
 
 def find_device(name: str) -> torch.device:
@@ -28,22 +29,22 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def open_corpora(config: PretrainConfig) -> tuple[Corpus, Corpus | None]:
-    """The corpora to learn from and to measure on. Raises ConfigError, or ValueError for a damaged one."""
-    if not config.data.train:
+def open_loaders(config: PretrainConfig) -> tuple[BatchLoader | CurriculumLoader, BatchLoader | None]:
+    """The batches to learn from and to measure on. Raises ConfigError, or ValueError for what the corpora don't allow."""
+    if not all(config.data.train_corpora):
         raise ConfigError(
             "data.train is not set: give the folder that `electra-fast prepare` wrote (--data.train FOLDER)"
         )
-    train = Corpus.open(config.data.train, verify=True)
+    loader = open_loader(config.data, config.training.seed)
     if config.data.valid is None:
-        return train, None
-    valid = Corpus.open(config.data.valid, verify=True)
-    if valid.meta.tokenizer_sha256 != train.meta.tokenizer_sha256:
+        return loader, None
+    held_out = open_loader(config.data, EVALUATION_SEED, held_out=True)
+    if held_out.corpora[0].meta.tokenizer_sha256 != loader.corpora[0].meta.tokenizer_sha256:
         raise ConfigError(
-            f"{config.data.valid} was prepared with another tokenizer than {config.data.train}: prepare it again with "
-            f"--tokenizer {train.tokenizer_folder}"
+            f"{config.data.valid} was prepared with another tokenizer than {loader.corpora[0].folder}: prepare it again "
+            f"with --tokenizer {loader.corpora[0].tokenizer_folder}"
         )
-    return train, valid
+    return loader, held_out
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-from electra_fast.data.loader import Batch, BatchLoader
+from electra_fast.data.loader import Batch, BatchLoader, CurriculumLoader
+from electra_fast.data.prefetch import Prefetcher
 from electra_fast.data.tokenizer import save_tokenizer
 from electra_fast.models import ElectraForJointPreTraining
 from electra_fast.ops.random import as_seed, masking_seed, step_seed
@@ -36,7 +37,7 @@ from electra_fast.pretraining.phases import Phase, Progress, resolve_phases
 from electra_fast.pretraining.precision import LossScale, MasterWeights
 from electra_fast.pretraining.probe import Probe
 from electra_fast.pretraining.run_folder import check_output, claim_output, delete_run
-from electra_fast.pretraining.runtime import deferred_signals, find_device, open_corpora, repeatable
+from electra_fast.pretraining.runtime import deferred_signals, find_device, open_loaders, repeatable
 from electra_fast.pretraining.throughput import peak_flops, step_flops
 from electra_fast.pretraining.trackers import open_trackers
 from electra_fast.pretraining.window import StepTotals, Window, show
@@ -80,23 +81,21 @@ def _pretrain(
     config: PretrainConfig, device: torch.device, *, resume: bool, overwrite: bool, shows: bool
 ) -> PretrainResult:
     output, settings = Path(config.output), config.training
-    train_corpus, valid_corpus = open_corpora(config)
-    tokenizer = train_corpus.load_tokenizer()  # a damaged one is better noticed now than after the training
+    loader, held_out_loader = open_loaders(config)
+    corpora = loader.corpora
+    tokenizer = corpora[0].load_tokenizer()  # a damaged one is better noticed now than after the training
     goes_on = check_output(output, config, resume=resume, overwrite=overwrite)
-    loader = BatchLoader(
-        train_corpus, batch_size=config.data.batch_size, max_length=config.data.max_length, seed=settings.seed
-    )
     phases = resolve_phases(config, loader.steps_per_epoch)
     probe = Probe.open(settings.probe, tokenizer, config.data.max_length) if settings.probe.train else None
 
     torch.manual_seed(settings.seed)
-    model = build_model(config, train_corpus.meta).to(device).train()
+    model = build_model(config, corpora[0].meta).to(device).train()
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     masters = MasterWeights(model, getattr(torch, settings.precision))
     optimizer = build_optimizer(masters, config.optimizer)
     scale = LossScale(device, is_dynamic=settings.precision == "float16")
-    corpus_hash = train_corpus.meta.content_hash()
+    corpus_hash = loader.content_hash
     check = partial(_check_checkpoint, config, phases, corpus_hash)
     checkpoint = load_newest(output / "checkpoints", masters, optimizer, check) if goes_on else None
     now = Progress()
@@ -109,7 +108,7 @@ def _pretrain(
     if overwrite:
         delete_run(output)
     claim_output(output, config)
-    held_out = HeldOut(config, train_corpus, valid_corpus, device) if valid_corpus else None
+    held_out = HeldOut(config, corpora, held_out_loader, device) if held_out_loader else None
     resume_step = now.step if goes_on else None
     trackers = open_trackers(config, output, resume_step)
     log = MetricsLog(output / "metrics.jsonl", resume_step=resume_step, trackers=trackers)
@@ -160,7 +159,7 @@ def _pretrain(
         disable=None if shows else True,
         dynamic_ncols=True,
     )
-    with deferred_signals() as received, bar, log:
+    with deferred_signals() as received, bar, log, Prefetcher(loader, start=now.step) as batches:
         while not received:
             phase = phases[now.phase]
             if now.is_over(phase):
@@ -176,7 +175,7 @@ def _pretrain(
             lr = learning_rate(now.step_in_phase, phase.steps, phase.optimizer)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = loader.batch(now.step)
+            _, batch = next(batches)
             totals = run.compute(now.step, batch, objective, scale.scale, give_up=received)
             if totals is None:  # a signal between two micro-batches: the step is done again when the run goes on
                 break
@@ -200,7 +199,7 @@ def _pretrain(
             waits = bool(logs or evaluates or probes or saves)
             stop_if_not_finite(before=now.step if waits else now.step - 1)
             flops = step_flops(model, batch, objective) if peak else None
-            window.add(totals, norm, overflowed, tokens=batch.input_ids.shape[0], flops=flops)
+            window.add(totals, norm, overflowed, tokens=batch.num_tokens, flops=flops)
 
             if logs:
                 report(lr)
@@ -266,7 +265,7 @@ class _Gradients:
         counts: dict[str, Any] = {}
         if len(pieces) > 1:
             masked_count = count_masked(self.model, batch, mask_seed).clamp(min=1).to(self.device)
-            counts = {"masked_count": masked_count, "token_count": float(batch.input_ids.shape[0])}
+            counts = {"masked_count": masked_count, "token_count": float(batch.num_tokens)}
         torch.manual_seed(seed)  # a vendor's attention draws its dropout from it
         self.masters.clear_gradients()
         totals = StepTotals()
@@ -278,6 +277,8 @@ class _Gradients:
                 piece.input_ids,
                 cu_seqlens=piece.cu_seqlens,
                 max_seqlen=piece.max_seqlen,
+                token_type_ids=piece.token_type_ids,
+                unit_starts=piece.unit_starts,
                 sequence_ids=piece.sequence_ids,
                 seed=as_seed(seed, self.device),
                 mask_seed=as_seed(mask_seed, self.device),
@@ -337,7 +338,7 @@ def _check_checkpoint(
         raise DamagedCheckpoint(f"{path / 'state.json'} is damaged: it is of phase {state['phase'] + 1}")
     if state["corpus"] != corpus_hash:
         raise ConfigError(
-            f"{config.data.train} is not the corpus that {path} was trained on: give that one, or another output"
+            f"{', '.join(config.data.train_corpora)}: not what {path} was trained on; give that, or another output"
         )
     now = _progress(state)
     if now.step_in_phase > phases[now.phase].steps:
