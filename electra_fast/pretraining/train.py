@@ -321,7 +321,7 @@ def _check_checkpoint(
         raise DamagedCheckpoint(f"{path / 'state.json'} is damaged: it is of phase {state['phase'] + 1}")
     if state["corpus"] != corpus_hash:
         raise ConfigError(
-            f"{config.data.train} is not the corpus that {path} was trained on: give that one, or another output"
+            f"{', '.join(config.data.train_corpora)}: not what {path} was trained on; give that, or another output"
         )
     now = _progress(state)
     if now.step_in_phase > phases[now.phase].steps:
