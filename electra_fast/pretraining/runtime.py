@@ -50,7 +50,7 @@ def open_data(config: PretrainConfig) -> tuple[Loader, Loader | None]:
             f"{data.valid} was prepared with another tokenizer than {ours.folder}: prepare it again with "
             f"--tokenizer {ours.tokenizer_folder}"
         )
-    return loader, held_out
+    return train, valid
 
 
 @contextmanager
