@@ -158,6 +158,7 @@ class ElectraForJointPreTraining(nn.Module):
         token_count: Tensor | float | None = None,
         max_seqlen: int | None = None,
         objective: str = "joint",
+        unit_starts: Tensor | None = None,
     ) -> JointPreTrainingOutput:
         """Mask, let the generator fill in, let the discriminator judge, and return both losses.
 
@@ -180,6 +181,8 @@ class ElectraForJointPreTraining(nn.Module):
                 the generator samples without gradients and without dropout; "mlm": masked language modelling of the
                 discriminator's encoder; "electric", "adversarial": see the modules of these names. What is not computed
                 is None in the result; `loss` is the weighted sum of what is trained.
+            unit_starts: bool, the shape of input_ids, True where a unit begins that is masked whole or not at all (a
+                word, a span); None: each token is one. See `mask_tokens`.
 
         Raises:
             ValueError: an objective that is unknown, or that the constructor was not told of; shapes that don't fit
@@ -187,13 +190,14 @@ class ElectraForJointPreTraining(nn.Module):
         """
         _check_objective(objective)
         packing = self.packing(input_ids, attention_mask, cu_seqlens, max_seqlen)
-        if token_type_ids is not None and token_type_ids.shape != input_ids.shape:
-            raise ValueError(
-                f"token_type_ids has shape {tuple(token_type_ids.shape)}, input_ids {tuple(input_ids.shape)}"
-            )
-        if token_type_ids is not None and not packing.is_packed:
-            token_type_ids = packing.unpad(token_type_ids)
+        for name, tensor in (("token_type_ids", token_type_ids), ("unit_starts", unit_starts)):
+            if tensor is not None and tensor.shape != input_ids.shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, input_ids {tuple(input_ids.shape)}")
+        if not packing.is_packed:
+            token_type_ids = None if token_type_ids is None else packing.unpad(token_type_ids)
+            unit_starts = None if unit_starts is None else packing.unpad(unit_starts)
         options: dict[str, Any] = {"sequence_ids": sequence_ids, "seed": seed, "mask_seed": mask_seed}
+        options["unit_starts"] = unit_starts
         flat_ids = input_ids if packing.is_packed else packing.unpad(input_ids)
         inputs = FlatInputs(
             flat_ids, packing, token_type_ids, options | {"num_masked": num_masked}, masked_count, token_count
@@ -251,8 +255,9 @@ class ElectraForJointPreTraining(nn.Module):
         seed: Tensor | int | None = None,
         mask_seed: Tensor | int | None = None,
         num_masked: int | None = None,
+        unit_starts: Tensor | None = None,
     ) -> Masking:
-        """Choose the tokens of flat `input_ids` [T] to predict; the other arguments are those of `forward`."""
+        """Choose the tokens of flat `input_ids` [T] to predict; the other arguments are those of `forward`, flat."""
         device = input_ids.device
         seed = draw_seed(device) if seed is None else as_seed(seed, device)
         mask_seed = splitmix64(seed) if mask_seed is None else as_seed(mask_seed, device)
@@ -285,6 +290,7 @@ class ElectraForJointPreTraining(nn.Module):
             max_per_sequence=max_per_sequence,
             seed=mask_seed,
             row_ids=row_ids,
+            unit_starts=unit_starts,
         )
         return Masking(masked, seed, row_ids)
 

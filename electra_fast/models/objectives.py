@@ -79,7 +79,7 @@ class FlatInputs(NamedTuple):
     input_ids: Tensor  # int64 [T]
     packing: Packing
     token_type_ids: Tensor | None  # int64 [T]
-    options: dict[str, Any]  # of `corrupt`: sequence_ids, seed, mask_seed, num_masked
+    options: dict[str, Any]  # of `corrupt`: sequence_ids, seed, mask_seed, num_masked, unit_starts
     masked_count: Tensor | float | None
     token_count: Tensor | float | None
 

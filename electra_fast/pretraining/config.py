@@ -183,26 +183,39 @@ class StageConfig:
 
 
 @dataclass
+class CorpusConfig:
+    """One of several corpora.
+
+    Args:
+        path: its folder.
+        weight: its share in the sequences, in any scale; null, for all of them: by size and data.alpha.
+    """
+
+    path: str = ""
+    weight: float | None = None
+
+
+@dataclass
 class DataConfig:
     """Prepared corpora (`electra-fast prepare`) and how they are cut into batches.
 
     Args:
-        train: folder of the corpus to learn from, or a list of several to be mixed.
-        weights: shares of several corpora in the sequences, in any scale; null: by their sizes.
-        alpha: without weights, shares are size^alpha: 1 in proportion, 0 even; 0.3 is usual for languages.
+        train: folder of the corpus to learn from.
+        mixture: several corpora instead of `train`, each with its path and weight.
+        alpha: without weights, shares in a mixture are size^alpha: 1 in proportion, 0 even; 0.3 is usual for languages.
         valid: folder of a corpus for held-out metrics, prepared with the same tokenizer; null: none.
         max_length: tokens a sequence, special tokens included.
         batch_size: sequences a step.
         batch_tokens: about so many tokens a step, instead of batch_size; null: batch_size.
         fixed_shapes: the same number of tokens in every batch, the rest being padding that belongs to no sequence.
         segments: 1, or 2 for the original's examples [CLS] A [SEP] B [SEP].
-        join_documents: a sequence goes on in the next document, [SEP] between; false: none reaches over a document's end.
+        join_documents: a sequence goes on in the next document, [SEP] between; false: it ends with its document.
         mask_units: what is masked whole: token, word, span (of words) or entity; other than token, see prepare --units.
         curriculum: stages, each with steps, max_length, and batch_size or batch_tokens; empty: one, of the above.
     """
 
-    train: list[str] | str = ""
-    weights: list[float] | None = None
+    train: str = ""
+    mixture: list[CorpusConfig] = field(default_factory=list)
     alpha: float = 1.0
     valid: str | None = None
     max_length: int = 128
@@ -215,16 +228,16 @@ class DataConfig:
     curriculum: list[StageConfig] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for path in (*self.train_corpora, self.valid or ""):
-            _check_path("data.train" if path in self.train_corpora else "data.valid", path)
-        if isinstance(self.train, list):
-            _check(len(self.train) > 0 and all(self.train), "data.train", self.train, "a folder or a list of folders")
-        if self.weights is not None:
-            count = len(self.train_corpora)
-            _check(
-                len(self.weights) == count, "data.weights", self.weights, f"one for each of {count} corpora, or null"
-            )
-            _check(all(map(_is_positive, self.weights)), "data.weights", self.weights, "positive numbers")
+        _check_path("data.train", self.train)
+        _check_path("data.valid", self.valid or "")
+        for number, corpus in enumerate(self.mixture):
+            key = f"data.mixture[{number}]"
+            _check(corpus.path != "", f"{key}.path", corpus.path, "the folder of a corpus")
+            _check_path(f"{key}.path", corpus.path)
+            _check(corpus.weight is None or _is_positive(corpus.weight), f"{key}.weight", corpus.weight, "positive")
+        _check(not (self.train and self.mixture), "data.train", self.train, "left out where there is data.mixture")
+        given = [corpus.weight for corpus in self.mixture if corpus.weight is not None]
+        _check(len(given) in (0, len(self.mixture)), "data.mixture", given, "given with a weight for each, or for none")
         _check(0 <= self.alpha <= 1, "data.alpha", self.alpha, "in [0, 1]")
         _check(self.segments in (1, 2), "data.segments", self.segments, "1 or 2")
         _check(self.mask_units in MASK_UNITS, "data.mask_units", self.mask_units, "token, word, span or entity")
@@ -260,7 +273,13 @@ class DataConfig:
     @property
     def train_corpora(self) -> list[str]:
         """The folders to learn from, one or several."""
-        return self.train if isinstance(self.train, list) else [self.train]
+        return [corpus.path for corpus in self.mixture] or [self.train]
+
+    @property
+    def weights(self) -> list[float] | None:
+        """Of the corpora of a mixture; None where they follow from the sizes."""
+        weights = [corpus.weight for corpus in self.mixture if corpus.weight is not None]
+        return weights or None
 
     @property
     def longest(self) -> int:

@@ -147,7 +147,7 @@ def _pretrain(
         log.write("train", now.step, row)
         bar.total = now.step + steps_left  # a phase may have ended early
         if shows:
-            show(bar, row)
+            show(bar, {"step": now.step} | row)
 
     if shows:
         if resume:

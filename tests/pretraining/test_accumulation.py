@@ -106,7 +106,7 @@ def test_a_run_in_micro_batches_follows_the_whole_one(tmp_path, quick_config, pr
     for name, tokens in (("whole", None), ("cut", 40)):
         config = quick_config(tmp_path / name, **settings, **{"training.micro_batch_tokens": tokens})
         pretrain(config, progress=False)
-        rows.append([row for row in read_metrics(tmp_path / name / "metrics.jsonl")])
+        rows.append(read_metrics(tmp_path / name / "metrics.jsonl"))
     for whole, cut in zip(*rows, strict=True):
         for name in ("generator_loss", "discriminator_loss"):
             assert cut[name] == pytest.approx(whole[name], rel=1e-4 if precision == "float32" else 1e-2)

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from electra_fast.data.corpus import Corpus
-from electra_fast.pretraining import train as train_module
 from electra_fast.pretraining.build import build_model, copy_generator_to_discriminator
 from electra_fast.pretraining.config import OptimizerConfig
 from electra_fast.pretraining.config_file import read_config
