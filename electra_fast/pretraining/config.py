@@ -319,8 +319,8 @@ class PhaseConfig:
         lr: peak learning rate; null: optimizer.lr.
         warmup_steps: steps over which the rate rises from 0; null: optimizer.warmup_steps.
         turn_steps: of alternate: steps of a tower's turn; null: an epoch.
-        discriminator_from_generator: before it begins, copy the generator's weights into the discriminator's wherever
-            both have a layer of the same name and size.
+        discriminator_from_generator: before it begins, copy the generator's encoder into the discriminator's; where
+            they differ in size, with a warning, the embeddings alone.
     """
 
     objective: str = "joint"

@@ -172,7 +172,7 @@ def _pretrain(
                 now.enter_next_phase()
                 continue
             if now.step_in_phase == 0 and phase.discriminator_from_generator:
-                copy_generator_to_discriminator(masters, optimizer)
+                copy_generator_to_discriminator(model, masters, optimizer)
 
             # The update. `optimizer` divides the gradients by grad_scale, and does nothing where found_inf is 1.
             objective = phase.objective_at(now.step_in_phase)
