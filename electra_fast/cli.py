@@ -449,6 +449,43 @@ def _pretrain(args: Any, given: list[str]) -> int:
     return 0
 
 
+# runs
+
+
+def _runs_parser() -> ArgumentParser:
+    parser = _parser(
+        "runs",
+        "compare RUN RUN ... [--png FILE] [--overwrite] | list FOLDER",
+        "compare runs/small runs/small_lr1e-3 --png curves.png",
+        "list runs",
+        more="\n\ncompare prints the last held-out metrics and the settings that differ, and draws the curves on one\n"
+        "picture; list prints a line for each run in a folder. Runs may be unfinished.",
+    )
+    parser.add_argument("action", type=str, choices=["compare", "list"], metavar="{compare,list}", help="what to do")
+    parser.add_argument("folders", type=str, nargs="+", metavar="FOLDER", help="of runs; for list, one that holds runs")
+    parser.add_argument("--png", type=str, default="compare.png", metavar="FILE", help="the picture of compare")
+    parser.add_argument("--overwrite", action="store_true", help="replace the picture if there is one")
+    return parser
+
+
+def _runs(args: Any, _: list[str]) -> int:
+    from electra_fast.pretraining.comparison import compare_runs, list_runs
+
+    folders = [Path(folder) for folder in args.folders]
+    if args.action == "list":
+        if len(folders) != 1:
+            raise UsageError(
+                "runs list takes one folder that holds runs; to see several beside each other: runs compare"
+            )
+        list_runs(folders[0])
+        return 0
+    if len(folders) < 2:
+        raise UsageError("runs compare takes two runs or more; for one: its curves.png, or runs list")
+    compare_runs(folders, Path(args.png), overwrite=args.overwrite)
+    print(f"Curves: {args.png}")
+    return 0
+
+
 # inspect
 
 
@@ -589,6 +626,7 @@ COMMANDS = {
     "prepare": Command("Turn text into a tokenised corpus", _prepare_parser, _prepare),
     "data": Command("Show what is in a prepared corpus", _data_parser, _data),
     "pretrain": Command("Pretrain an ELECTRA on a prepared corpus", _pretrain_parser, _pretrain),
+    "runs": Command("Compare runs on one picture and in a table, or list them", _runs_parser, _runs),
     "inspect": Command("Colour each token by the probability that it was replaced", _inspect_parser, _inspect),
     "verify": Command("Check the fast model of a checkpoint against stock transformers", _verify_parser, _verify),
     "bench": Command("Time the fast model of a checkpoint beside stock transformers", _bench_parser, _bench),

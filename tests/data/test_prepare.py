@@ -102,7 +102,7 @@ def test_an_error_on_the_way_leaves_nothing(tmp_path: Path, tokenizer, monkeypat
 @pytest.mark.parametrize(("name", "leaves"), [("SIGINT", []), ("SIGKILL", [".c.partial"])])
 def test_interrupted_work_leaves_no_corpus(tmp_path: Path, tokenizer, name: str, leaves: list[str]) -> None:
     source = tmp_path / "a.txt"
-    source.write_bytes(b"some words to be cut into very many pieces\n\n" * 100_000)
+    source.write_bytes(b"some words to be cut into very many pieces\n\n" * 1_000_000)
     save_tokenizer(tokenizer, tmp_path / "tokenizer")
     out = tmp_path / "out"
     out.mkdir()
