@@ -24,6 +24,7 @@ from electra_fast.data.deduplication import KEY_DTYPE, SeenKeys, document_key
 from electra_fast.data.documents import open_inputs
 from electra_fast.data.progress import ReadingProgress
 from electra_fast.data.readers.base import Document, Reader, plain_text
+from electra_fast.data.word_cache import WordCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -183,22 +184,27 @@ class _Encoder:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.tokenizer.encode_special_tokens = True  # a "[MASK]" in the text is text
+        fast = WordCache.supports(self.tokenizer)
+        self._word_cache = WordCache(self.tokenizer, TOKEN_DTYPES[dtype]) if fast else None
 
     def __reduce__(self) -> tuple[type, tuple[str, str, bool]]:
         return _Encoder, (self.tokenizer_json, self.dtype, self.deduplicate)
 
     def __call__(self, documents: list[Document]) -> Chunk:
         texts = list(map(plain_text, documents))
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        lengths = np.array([len(encoding) for encoding in encodings], np.int64)
+        lengths, ids = (self._word_cache or self._tokenize)(texts)
         return Chunk(
             lengths=lengths,
             text_bytes=np.array([len(text.encode()) for text in texts], np.int64),
-            ids=np.fromiter(
-                chain.from_iterable(e.ids for e in encodings), TOKEN_DTYPES[self.dtype], int(lengths.sum())
-            ),
+            ids=ids,
             keys=np.array([document_key(text) for text in texts], KEY_DTYPE) if self.deduplicate else None,
         )
+
+    def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        lengths = np.array([len(encoding) for encoding in encodings], np.int64)
+        ids = chain.from_iterable(encoding.ids for encoding in encodings)
+        return lengths, np.fromiter(ids, TOKEN_DTYPES[self.dtype], int(lengths.sum()))
 
 
 _worker_encoder: _Encoder  # one per worker process, set when it starts

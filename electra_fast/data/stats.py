@@ -94,16 +94,16 @@ def plot_lengths(folder: str | Path, picture: str | Path) -> None:
     from matplotlib.figure import Figure
 
     lengths = np.diff(Corpus.open(folder).offsets)
-    edges = np.unique(np.geomspace(1, lengths.max() + 1, 60).round())
+    edges = np.unique(np.geomspace(min(lengths.min(), 100), lengths.max() + 1, 60).round())
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = {"documents": None, "tokens": lengths}
-    for axes, (what, weights) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+    panels = {"documents": ("Documents by length", None), "tokens": ("Tokens by the length of their document", lengths)}
+    for axes, (what, (title, weights)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         axes.hist(lengths, edges, weights=weights, color="C0", edgecolor="white", linewidth=0.4)
         for index, length in enumerate(SEQUENCE_LENGTHS):
             axes.axvline(length - 2, color=f"C{index + 1}", linestyle="--", label=f"sequences of {length}")
         axes.set_xscale("log")
-        axes.set_title(f"{what.capitalize()} by the length of their document")
+        axes.set_title(title)
         axes.set_xlabel("tokens a document")
         axes.set_ylabel(what)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
