@@ -231,9 +231,12 @@ class PlainLoader:
         first, second = [], []
         for sentence in sentences:
             fits = len(first) + len(sentence) < (length - 3) // 2
-            if one_segment or not first or (not second and fits):
-                first += sentence
-            elif not second and len(first) < (length - 3) // 2 and words[2] % 2 == 1:
+            if (
+                one_segment
+                or not first
+                or (not second and fits)
+                or (not second and len(first) < (length - 3) // 2 and words[2] % 2 == 1)
+            ):
                 first += sentence
             else:
                 second += sentence
