@@ -7,9 +7,8 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -63,8 +62,8 @@ class _ZstandardFile(io.RawIOBase):
 
 COMPRESSIONS = (
     Compression("gzip", (".gz", ".gzip"), b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
-    Compression("bzip2", (".bz2",), b"BZh", lambda file: bz2.BZ2File(file)),
-    Compression("xz", (".xz",), b"\xfd7zXZ\x00", lambda file: lzma.LZMAFile(file)),
+    Compression("bzip2", (".bz2",), b"BZh", bz2.BZ2File),
+    Compression("xz", (".xz",), b"\xfd7zXZ\x00", lzma.LZMAFile),
     Compression("zstd", (".zst", ".zstd"), b"\x28\xb5\x2f\xfd", _ZstandardFile),
 )
 

@@ -14,12 +14,19 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from electra_fast.models.tower import STREAMS_PER_TOWER
 from electra_fast.ops.masking_sampling import MaskedTokens
 from electra_fast.ops.rtd_bce import RTDLoss, rtd_bce
 from electra_fast.packing import Packing
 
 if TYPE_CHECKING:
     from electra_fast.models.joint import ElectraForJointPreTraining
+
+# Streams of one seed: the sampling's, then those of each tower's dropout.
+SAMPLING_STREAM = 1
+GENERATOR_STREAM = STREAMS_PER_TOWER
+DISCRIMINATOR_STREAM = 2 * STREAMS_PER_TOWER
+TWO_TOWER_STREAM = 3 * STREAMS_PER_TOWER
 
 
 @dataclass
@@ -32,10 +39,22 @@ class JointPreTrainingOutput(ModelOutput):
     loss: Tensor | None = None  # the weighted sum of the losses that are trained
     generator_loss: Tensor | None = None  # nats per masked token
     discriminator_loss: Tensor | None = None  # nats per token
+    mlm_loss: Tensor | None = None  # nats per masked token, of the discriminator's encoder
     masked: MaskedTokens | None = None
     sampled_ids: Tensor | None = None  # int64 [M]
     corrupted_ids: Tensor | None = None  # int64, the shape of input_ids
     rtd: RTDLoss | None = None
+    policy_loss: Tensor | None = None  # of `adversarial`: its gradient is REINFORCE's, its value means nothing
+    baseline_loss: Tensor | None = None  # of `adversarial`: nats per masked token
+    reward: Tensor | None = None  # of `adversarial`: the discriminator's nats per masked token
+
+
+class Masking(NamedTuple):
+    """The tokens to predict, and what names the random numbers of a step."""
+
+    masked: MaskedTokens
+    seed: Tensor  # int64, 0-d: of the sampling and of the dropout
+    row_ids: Tensor  # int64 [T], names of the tokens
 
 
 class Corruption(NamedTuple):
@@ -50,6 +69,8 @@ class Corruption(NamedTuple):
     is_replaced: Tensor  # bool [T]
     seed: Tensor  # int64, 0-d: of the sampling and of the dropout
     row_ids: Tensor  # int64 [T], names of the tokens for the random numbers
+    states: Tensor | None = None  # [M, H], of the encoder that predicted
+    hidden: Tensor | None = None  # [M, E], what was projected onto the vocabulary
 
 
 class FlatInputs(NamedTuple):
@@ -65,9 +86,9 @@ class FlatInputs(NamedTuple):
 
 def joint(model: ElectraForJointPreTraining, inputs: FlatInputs) -> JointPreTrainingOutput:
     """Both losses: the generator's, and the discriminator's of what the generator sampled."""
-    corruption = _corrupt(model, inputs)
-    rtd, discriminator_loss = _detect(model, inputs, corruption)
-    generator_loss = _mean_nll(corruption, inputs)
+    corruption = corrupt(model, inputs)
+    _, rtd, discriminator_loss = detect(model, inputs, corruption)
+    generator_loss = mean_nll(corruption, inputs)
     return JointPreTrainingOutput(
         loss=model.generator_weight * generator_loss + model.discriminator_weight * discriminator_loss,
         generator_loss=generator_loss.detach(),
@@ -81,8 +102,8 @@ def joint(model: ElectraForJointPreTraining, inputs: FlatInputs) -> JointPreTrai
 
 def generator(model: ElectraForJointPreTraining, inputs: FlatInputs) -> JointPreTrainingOutput:
     """The generator's masked language modelling alone; the discriminator does not run."""
-    corruption = _corrupt(model, inputs)
-    loss = _mean_nll(corruption, inputs)
+    corruption = corrupt(model, inputs)
+    loss = mean_nll(corruption, inputs)
     return JointPreTrainingOutput(
         loss=model.generator_weight * loss,
         generator_loss=loss.detach(),
@@ -94,8 +115,8 @@ def generator(model: ElectraForJointPreTraining, inputs: FlatInputs) -> JointPre
 def discriminator(model: ElectraForJointPreTraining, inputs: FlatInputs) -> JointPreTrainingOutput:
     """The discriminator alone; the generator only corrupts, without gradients and without dropout."""
     with torch.no_grad(), _without_dropout(model.generator):
-        corruption = _corrupt(model, inputs)
-    rtd, loss = _detect(model, inputs, corruption)
+        corruption = corrupt(model, inputs)
+    _, rtd, loss = detect(model, inputs, corruption)
     return JointPreTrainingOutput(
         loss=model.discriminator_weight * loss,
         discriminator_loss=loss.detach(),
@@ -106,11 +127,30 @@ def discriminator(model: ElectraForJointPreTraining, inputs: FlatInputs) -> Join
     )
 
 
-def _corrupt(model: ElectraForJointPreTraining, inputs: FlatInputs) -> Corruption:
-    return model.corrupt(inputs.input_ids, inputs.packing, token_type_ids=inputs.token_type_ids, **inputs.options)
+def mlm(model: ElectraForJointPreTraining, inputs: FlatInputs) -> JointPreTrainingOutput:
+    """Masked language modelling of the discriminator's encoder, as BERT is trained; no generator runs.
+
+    Source: google-research/electra, run_pretraining.py, `electra_objective=False`; its weight is the generator's there
+    too. Chosen tokens become [MASK] or stay, none becomes a random one.
+    """
+    corruption = corrupt(model, inputs, predictor="mlm")
+    loss = mean_nll(corruption, inputs)
+    return JointPreTrainingOutput(
+        loss=model.generator_weight * loss,
+        mlm_loss=loss.detach(),
+        masked=corruption.masked,
+        sampled_ids=corruption.sampled_ids,
+    )
 
 
-def _mean_nll(corruption: Corruption, inputs: FlatInputs) -> Tensor:
+def corrupt(model: ElectraForJointPreTraining, inputs: FlatInputs, *, predictor: str = "generator") -> Corruption:
+    """The generator's half of a step, or that of another `predictor`."""
+    return model.corrupt(
+        inputs.input_ids, inputs.packing, token_type_ids=inputs.token_type_ids, predictor=predictor, **inputs.options
+    )
+
+
+def mean_nll(corruption: Corruption, inputs: FlatInputs) -> Tensor:
     """Nats per masked token."""
     count = inputs.masked_count
     if count is None:
@@ -118,8 +158,18 @@ def _mean_nll(corruption: Corruption, inputs: FlatInputs) -> Tensor:
     return corruption.loss_sum / count
 
 
-def _detect(model: ElectraForJointPreTraining, inputs: FlatInputs, corruption: Corruption) -> tuple[RTDLoss, Tensor]:
-    """Counts of the discriminator's answers, and its loss in nats per token."""
+class Detection(NamedTuple):
+    """The discriminator's half of a step."""
+
+    logits: Tensor  # [T]
+    rtd: RTDLoss  # no gradient
+    loss: Tensor  # nats per token
+
+
+def detect(
+    model: ElectraForJointPreTraining, inputs: FlatInputs, corruption: Corruption, log_odds: Tensor | None = None
+) -> Detection:
+    """The discriminator's answers, to whose logits `log_odds` [T] are added, and their loss."""
     logits = model.discriminate(
         corruption.corrupted_ids,
         inputs.packing,
@@ -127,10 +177,12 @@ def _detect(model: ElectraForJointPreTraining, inputs: FlatInputs, corruption: C
         seed=corruption.seed,
         row_ids=corruption.row_ids,
     )
+    if log_odds is not None:
+        logits = logits.to(log_odds.dtype) + log_odds
     rtd = rtd_bce(logits, corruption.is_replaced, inputs.packing.is_real)
     count = rtd.count.clamp(min=1) if inputs.token_count is None else inputs.token_count
     # torch 2.11 can't compile `_replace`.
-    return RTDLoss(rtd.loss_sum.detach(), *rtd[1:]), rtd.loss_sum / count
+    return Detection(logits, RTDLoss(rtd.loss_sum.detach(), *rtd[1:]), rtd.loss_sum / count)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ class ConfigError(ValueError):
     """A setting the user can mend; the message says which and how."""
 
 
+MASK_UNITS = ("token", "word", "span", "entity")  # as in data/loader.py, which this module need not import
 COUNT = "between 1 and 2**31 - 1"  # what tensors' sizes and int32 tables can hold
 
 
@@ -93,7 +94,8 @@ class ModelConfig:
         attention_probs_dropout_prob: dropout of the attention probabilities.
         initializer_range: deviation of the truncated normal that initialises matrices.
         glorot: Glorot-uniform embedding projection and RTD output layer, as in the original; false: truncated normal.
-        tie: embeddings "shared" between the towers, "untied", or "all" (the whole encoder).
+        tie: embeddings "shared" between the towers, "untied", "all" (the whole encoder), or "gdes" (the discriminator's
+            follow the generator's and add a difference of their own).
     """
 
     embedding_size: int = 128
@@ -128,7 +130,7 @@ class ModelConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             _check(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)")
         _check(_is_positive(self.initializer_range), "model.initializer_range", self.initializer_range, "positive")
-        _check(self.tie in ("shared", "untied", "all"), "model.tie", self.tie, "shared, untied or all")
+        _check(self.tie in ("shared", "untied", "all", "gdes"), "model.tie", self.tie, "shared, untied, all or gdes")
 
 
 @dataclass
@@ -164,32 +166,120 @@ class ObjectiveConfig:
 
 
 @dataclass
+class StageConfig:
+    """A part of a curriculum: batches of another size for so many steps.
+
+    Args:
+        steps: of this stage; null for the last, which goes on to the end.
+        max_length: tokens a sequence; null: data.max_length.
+        batch_size: sequences a step; null, without batch_tokens: as in `data`.
+        batch_tokens: tokens a step, instead of batch_size.
+    """
+
+    steps: int | None = None
+    max_length: int | None = None
+    batch_size: int | None = None
+    batch_tokens: int | None = None
+
+
+@dataclass
 class DataConfig:
     """Prepared corpora (`electra-fast prepare`) and how they are cut into batches.
 
     Args:
-        train: folder of the corpus to learn from.
+        train: folder of the corpus to learn from, or a list of several to be mixed.
+        weights: shares of several corpora in the sequences, in any scale; null: by their sizes.
+        alpha: without weights, shares are size^alpha: 1 in proportion, 0 even; 0.3 is usual for languages.
         valid: folder of a corpus for held-out metrics, prepared with the same tokenizer; null: none.
-        max_length: tokens a sequence, [CLS] and [SEP] included.
+        max_length: tokens a sequence, special tokens included.
         batch_size: sequences a step.
+        batch_tokens: about so many tokens a step, instead of batch_size; null: batch_size.
+        fixed_shapes: the same number of tokens in every batch, the rest being padding that belongs to no sequence.
+        segments: 1, or 2 for the original's examples [CLS] A [SEP] B [SEP].
+        join_documents: a sequence goes on in the next document, [SEP] between; false: none reaches over a document's end.
+        mask_units: what is masked whole: token, word, span (of words) or entity; other than token, see prepare --units.
+        curriculum: stages, each with steps, max_length, and batch_size or batch_tokens; empty: one, of the above.
     """
 
-    train: str = ""
+    train: list[str] | str = ""
+    weights: list[float] | None = None
+    alpha: float = 1.0
     valid: str | None = None
     max_length: int = 128
     batch_size: int = 128
+    batch_tokens: int | None = None
+    fixed_shapes: bool = False
+    segments: int = 1
+    join_documents: bool = False
+    mask_units: str = "token"
+    curriculum: list[StageConfig] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _check(3 <= self.max_length <= 8192, "data.max_length", self.max_length, "between 3 and 8192")
-        _check(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1")
+        for path in (*self.train_corpora, self.valid or ""):
+            _check_path("data.train" if path in self.train_corpora else "data.valid", path)
+        if isinstance(self.train, list):
+            _check(len(self.train) > 0 and all(self.train), "data.train", self.train, "a folder or a list of folders")
+        if self.weights is not None:
+            count = len(self.train_corpora)
+            _check(
+                len(self.weights) == count, "data.weights", self.weights, f"one for each of {count} corpora, or null"
+            )
+            _check(all(map(_is_positive, self.weights)), "data.weights", self.weights, "positive numbers")
+        _check(0 <= self.alpha <= 1, "data.alpha", self.alpha, "in [0, 1]")
+        _check(self.segments in (1, 2), "data.segments", self.segments, "1 or 2")
+        _check(self.mask_units in MASK_UNITS, "data.mask_units", self.mask_units, "token, word, span or entity")
+        self._check_size("data", self.stage(StageConfig()))
+        for number, stage in enumerate(self.curriculum):
+            key, last = f"data.curriculum[{number}]", number == len(self.curriculum) - 1
+            if not last:
+                _check(stage.steps is not None and _is_count(stage.steps), f"{key}.steps", stage.steps, COUNT)
+            _check(not last or stage.steps is None, f"{key}.steps", stage.steps, "null: the last stage goes on")
+            both = stage.batch_size is not None and stage.batch_tokens is not None
+            _check(not both, key, stage, "given batch_size or batch_tokens, not both")
+            self._check_size(key, self.stage(stage))
+
+    def _check_size(self, key: str, stage: StageConfig) -> None:
+        shortest = 3 if self.segments == 1 else 8
+        allowed = f"between {shortest} and 8192"
+        _check(shortest <= stage.max_length <= 8192, f"{key}.max_length", stage.max_length, allowed)
+        _check(stage.batch_size >= 1, f"{key}.batch_size", stage.batch_size, "at least 1")
         _check(  # cu_seqlens is int32
-            self.batch_size * self.max_length < 2**31,
-            "data.batch_size",
-            self.batch_size,
-            f"less than 2**31 / max_length ({self.max_length})",
+            stage.batch_size * stage.max_length < 2**31,
+            f"{key}.batch_size",
+            stage.batch_size,
+            f"less than 2**31 / max_length ({stage.max_length})",
         )
-        _check_path("data.train", self.train)
-        _check_path("data.valid", self.valid or "")
+        least = 2 * stage.max_length if self.fixed_shapes else stage.max_length
+        _check(
+            stage.batch_tokens is None or least <= stage.batch_tokens < 2**30,
+            f"{key}.batch_tokens",
+            stage.batch_tokens,
+            f"between {least}, {'two sequences' if self.fixed_shapes else 'a sequence'}, and 2**30, or null",
+        )
+
+    @property
+    def train_corpora(self) -> list[str]:
+        """The folders to learn from, one or several."""
+        return self.train if isinstance(self.train, list) else [self.train]
+
+    @property
+    def longest(self) -> int:
+        """The longest max_length of all stages."""
+        return max(stage.max_length for stage in self.stages())
+
+    def stages(self) -> list[StageConfig]:
+        """The curriculum with all that is left out filled in; one stage where there is none."""
+        return [self.stage(stage) for stage in self.curriculum or [StageConfig()]]
+
+    def stage(self, stage: StageConfig) -> StageConfig:
+        """A stage with what it leaves out taken from here."""
+        own = stage.batch_size is not None or stage.batch_tokens is not None
+        return StageConfig(
+            steps=stage.steps,
+            max_length=self.max_length if stage.max_length is None else stage.max_length,
+            batch_size=self.batch_size if stage.batch_size is None else stage.batch_size,
+            batch_tokens=stage.batch_tokens if own else self.batch_tokens,
+        )
 
 
 OBJECTIVES = ("joint", "generator", "discriminator", "alternate", "mlm", "electric", "adversarial")
@@ -410,9 +500,9 @@ class PretrainConfig:
         _check(self.output != "", "output", self.output, "the folder of the run")
         _check_path("output", self.output)
         _check(
-            self.data.max_length <= self.model.max_position_embeddings,
+            self.data.longest <= self.model.max_position_embeddings,
             "data.max_length",
-            self.data.max_length,
+            self.data.longest,
             f"at most model.max_position_embeddings ({self.model.max_position_embeddings})",
         )
         tokens = self.training.micro_batch_tokens
@@ -447,7 +537,7 @@ class PretrainConfig:
         """Most masked tokens in one sequence."""
         if self.objective.max_per_sequence is not None:
             return self.objective.max_per_sequence
-        return max(1, int((self.objective.mask_prob + 0.005) * self.data.max_length))
+        return max(1, int((self.objective.mask_prob + 0.005) * self.data.longest))
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False)

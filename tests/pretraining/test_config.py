@@ -113,7 +113,7 @@ def test_bad_phases_are_refused(text):
         ("objective.mask_prob", 1.0, "objective.mask_prob"),
         ("data.max_length", 600, "max_position_embeddings"),
         ("model.hidden_size", 250, "multiple of num_attention_heads"),
-        ("model.tie", "both", "shared, untied or all"),
+        ("model.tie", "both", "shared, untied, all or gdes"),
         ("training.steps", 0, "training.steps"),
         ("training.device", "tpu", "auto, cpu or cuda"),
         ("training.precision", "bf16", "float32, bfloat16 or float16"),

@@ -8,19 +8,22 @@ from collections.abc import Collection, Iterable
 from electra_fast.extras import require
 
 # Tags without prose. The parser makes "table" of {|...|} too.
-DROPPED_TAGS = frozenset(
-    "ref references table gallery math chem ce timeline imagemap graph score hiero categorytree inputbox mapframe "
-    "maplink syntaxhighlight source templatestyles section indicator style script".split()
-)
+DROPPED_TAGS = {
+    "ref", "references", "table", "gallery", "math", "chem", "ce", "timeline", "imagemap", "graph", "score", "hiero",
+    "categorytree", "inputbox", "mapframe", "maplink", "syntaxhighlight", "source", "templatestyles", "section",
+    "indicator", "style", "script",
+}  # fmt: skip
 VARIANTS = ("zh-hans", "zh-cn", "zh")  # which of -{zh-hans:...;zh-hant:...}- is read, the first that is there
 HEADING = "\x02"  # with the level's digit opens a line that is one; XML can't hold this nor the next two
 LINK_START, LINK_END = "\x0e", "\x0f"
 
 _QUOTES = re.compile(r"'{2,5}")  # bold and italics
 _SWITCHES = re.compile(r"__[A-Z]+__")  # __NOTOC__
-_EMPTY_BRACKETS = re.compile(r"\s*[(（][\s,;:/、，；：–-]*[)）]")  # what templates left
-_BRACKETS_START = re.compile(r"([(（])[\s,;:、，；：]+")
-_BRACKETS_END = re.compile(r"[\s,;:、，；：]+([)）])")
+# What templates leave of "(German: {{lang|de|...}}; born 1970)". Brackets, commas and so on of Chinese too.
+_OPEN, _CLOSE, _MARKS = r"[(\uff08]", r"[)\uff09]", r" \t\u00a0,;:/\u3001\uff0c\uff1b\uff1a"
+_EMPTY_BRACKETS = re.compile(rf" *{_OPEN}[{_MARKS}\u2013-]*{_CLOSE}")
+_BRACKETS_START = re.compile(rf"({_OPEN})[{_MARKS}]+")
+_BRACKETS_END = re.compile(rf"[{_MARKS}]+({_CLOSE})")
 _SPACES = re.compile(r"[^\S\n]+")
 _VARIANT = re.compile(r"-\{([^{}]*)\}-")
 
