@@ -1,7 +1,7 @@
 """Kinds of damage to a config file, a corpus or a run: each a function of a NumPy generator and of what it damages.
 
-Damage is what disks and people do; forgery is made on purpose: its checksums fit. Around each folder that is forged lies
-`BAIT`, whole files that no one may touch.
+Damage is what disks and people do; forgery is made on purpose: its checksums fit. Beside a folder that is forged lies
+`BAIT`: whole files that no one may touch.
 """
 
 from __future__ import annotations
@@ -314,9 +314,8 @@ def forged_shard(g: np.random.Generator, corpus: Path) -> Path:
 
 
 def planted_in_corpus(g: np.random.Generator, corpus: Path) -> Path:
-    """Links out of the corpus, pipes, folders and pickles in place of its files."""
+    """Pickles beside its files, and pipes, folders and links to nothing in place of them."""
     path = _file(g, corpus)
-    bait = corpus.parent / BAIT / "corpus"
     change = int(g.integers(4))
     if change == 3:
         path = path.with_name(_pick(g, ["vocab.pkl", "tokenizer.bin", "tokens-99999.bin"]))
@@ -324,7 +323,7 @@ def planted_in_corpus(g: np.random.Generator, corpus: Path) -> Path:
         return path
     path.unlink()
     if change == 0:
-        path.symlink_to(bait / path.relative_to(corpus))
+        path.symlink_to(corpus / "nothing")
     elif change == 1 and path.parent == corpus:
         os.mkfifo(path)
     else:
@@ -333,8 +332,8 @@ def planted_in_corpus(g: np.random.Generator, corpus: Path) -> Path:
 
 
 _FORGED = [
-    None, True, -1, 0, 1, 7, 2**31, 2**63, 10**30, 1.5, -0.0, float("nan"), float("inf"), "", "x", "../x", "/etc/passwd",
-    "\x00", "\ud800", "9", "a" * 5000, [], [1], {}, {"a": {}}, [[[]]],
+    None, True, -1, 0, 1, 7, 2**31, 2**63, 10**30, 1.5, -0.0, float("nan"), float("inf"), "", "x", "../x",
+    "/etc/passwd", "\x00", "\ud800", "9", "a" * 5000, [], [1], {}, {"a": {}}, [[[]]],
 ]  # fmt: skip
 
 
