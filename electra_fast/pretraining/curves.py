@@ -63,7 +63,7 @@ def plot_runs(runs: Mapping[str, Rows], picture: Path) -> None:
         axes.set_xlabel("step")
         axes.set_xlim(0, last)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k
-        if key == "gradient_norm":
+        if key == "gradient_norm" and any(value > 0 for rows in runs.values() for _, value in _points(rows, key)):
             axes.set_yscale("log")
         elif key == "lr":
             axes.yaxis.set_major_formatter(lambda value, _: f"{1e4 * value:g}e-4" if value else "0")
