@@ -7,7 +7,8 @@ import difflib
 import re
 import reprlib
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn, get_args
+from dataclasses import fields, is_dataclass
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import jsonargparse
 
@@ -35,6 +36,12 @@ def type_words(kind: Any) -> str:
     return " or ".join(_TYPE_WORDS[part.__name__] for part in get_args(kind) or (kind,))
 
 
+def list_item(kind: Any) -> type | None:
+    """The dataclass D of a type list[D]; None for any other type."""
+    item = get_args(kind)[0] if get_origin(kind) is list else None
+    return item if is_dataclass(item) else None
+
+
 class ArgumentParser(jsonargparse.ArgumentParser):
     """Options are spelled in full, as in a config file, with `_`; errors raise `UsageError` and print nothing.
 
@@ -50,13 +57,23 @@ class ArgumentParser(jsonargparse.ArgumentParser):
         self._positionals.title = "arguments"
 
     def add_config(self, config: type) -> None:
-        """Add an option `--section.key` for each field of a dataclass and of the dataclasses in it."""
-        self.add_class_arguments(config)
+        """Add an option `--section.key` for each field of a dataclass and of the dataclasses in it.
+
+        A field that is a list of dataclasses becomes an option that takes the list as YAML, and stays text here.
+        """
+        hints = get_type_hints(config)
+        lists = [field.name for field in fields(config) if list_item(hints[field.name])]
+        self.add_class_arguments(config, skip=set(lists))
         for action in self._actions:
             if action.dest in self.groups:  # `--section FILE`, in which a section stands in a file of its own
                 action.help = argparse.SUPPRESS
         for name, group in self.groups.items():
             group.title = "the run" if name == config.__name__ else f"{name}: {group.title}"
+        for name in lists:
+            keys = ", ".join(field.name for field in fields(list_item(hints[name])))
+            self.groups.get(config.__name__, self).add_argument(
+                f"--{name}", type=str, metavar="YAML", help=f"a list of sections with keys {keys}"
+            )
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         shown = {a.dest: a.option_strings[-1] if a.option_strings else a.metavar for a in self._actions}

@@ -61,20 +61,26 @@ def attention(
     row_ids: Tensor | None = None,
     scale: float | None = None,
     backend: str | None = None,
+    is_causal: bool = False,
 ) -> Tensor:
     """`ops.varlen_attention` by the fastest backend: same arguments, shapes and results, tail included.
 
     Args:
         backend: one of `BACKENDS`; None chooses. Under `ops.use_backend` or ELECTRA_FAST_BACKEND, None is ours.
+        is_causal: each token attends to itself and those before it, by `sdpa`: our kernels have no such mode.
 
     Raises:
-        ValueError: the backend is unknown.
+        ValueError: the backend is unknown, or is to be causal and not sdpa.
         RuntimeError: the backend that was asked for can't run, or lacks dropout; the message says what is missing.
 
     The numbers of dropout differ between backends as the module says.
     """
     # A branch, since p may be symbolic to the compiler, and the choice needs a constant.
     has_dropout = True if p > 0 else False  # noqa: SIM210
+    if is_causal:
+        if backend not in (None, "sdpa"):
+            raise ValueError(f"attention: causal attention runs by sdpa only; got backend {backend!r}")
+        return _sdpa(q, k, v, cu_seqlens, max_seqlen, p, scale, is_causal)
     if backend is None:
         backend = choose(q.device, q.dtype, q.shape[2], has_dropout)
     else:
@@ -252,11 +258,20 @@ def _without_tail(
 
 
 def _sdpa(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, p: float, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    p: float,
+    scale: float | None,
+    is_causal: bool = False,
 ) -> Tensor:
     """Padded to [B, heads, S, D]; empty sequences see their padding, since a softmax of nothing is NaN."""
     packing = packing_of_lengths(cu_seqlens, q.shape[0], max_seqlen)
     padded = (packing.pad(x).transpose(1, 2) for x in (q, k, v))
-    visible = packing.padding_mask | (cu_seqlens.diff() == 0).unsqueeze(1)  # [B, S]
-    out = F.scaled_dot_product_attention(*padded, attn_mask=visible[:, None, None], dropout_p=p, scale=scale)
+    visible = (packing.padding_mask | (cu_seqlens.diff() == 0).unsqueeze(1))[:, None, None]  # [B, 1, 1, S]
+    if is_causal:
+        visible = visible & torch.ones(max_seqlen, max_seqlen, dtype=torch.bool, device=q.device).tril()
+    out = F.scaled_dot_product_attention(*padded, attn_mask=visible, dropout_p=p, scale=scale)
     return packing.unpad(out.transpose(1, 2))

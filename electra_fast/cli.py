@@ -12,6 +12,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -219,17 +220,27 @@ def _info(args: Any, _: list[str]) -> int:
 
 
 def _add_inputs(parser: ArgumentParser) -> None:
-    parser.add_argument("inputs", type=str, nargs="+", metavar="INPUT", help="UTF-8 text or JSONL files")
+    from electra_fast.data.readers import FORMATS
+
+    parser.add_argument(
+        "inputs",
+        type=str,
+        nargs="+",
+        metavar="INPUT",
+        help="files, compressed (gzip, bzip2, xz, zstd) or not; folders of a dataset; hf://NAME[/CONFIG][:SPLIT]",
+    )
     parser.add_argument(
         "--format",
         type=str,
         default="auto",
-        choices=["auto", "text", "jsonl"],
-        metavar="{auto,text,jsonl}",
-        help="text: a paragraph a line, an empty line between documents; jsonl: a document a line; "
-        "auto: by the file's name",
+        choices=["auto", *FORMATS],
+        metavar="NAME",
+        help="; ".join(f"{name}: {format.about}" for name, format in FORMATS.items())
+        + "; auto: by the file's name, else its first bytes",
     )
-    parser.add_argument("--text_field", type=str, default="text", help="the field of a JSONL line that holds its text")
+    parser.add_argument(
+        "--text_field", type=str, default="text", help="the field of JSON, or the column, that holds the text"
+    )
 
 
 def _tokenizer_parser() -> ArgumentParser:
@@ -237,32 +248,45 @@ def _tokenizer_parser() -> ArgumentParser:
         "tokenizer",
         "INPUT... --output DIR [OPTIONS]",
         "corpus.txt --output tokenizer",
-        "part1.jsonl part2.jsonl --output tokenizer --vocab_size 16000 --lowercase false",
+        "part1.jsonl part2.jsonl.gz --output tokenizer --vocab_size 16000 --lowercase false",
+        "zh.txt --output tokenizer --type unigram --limit_alphabet 8000",
         more="\n\nThe folder loads with transformers' AutoTokenizer.",
     )
     _add_inputs(parser)
     parser.add_argument("--output", type=str, required=True, metavar="DIR", help="new folder of the tokenizer")
+    parser.add_argument(
+        "--type",
+        type=str,
+        default="wordpiece",
+        choices=["wordpiece", "unigram", "bpe"],
+        metavar="{wordpiece,unigram,bpe}",
+        help="wordpiece: BERT's and ELECTRA's; unigram: ALBERT's, for any script; bpe: byte-level, RoBERTa's",
+    )
     parser.add_argument("--vocab_size", type=int, default=30522, help="most entries, special tokens included")
     parser.add_argument("--lowercase", type=bool, default=True, help="fold case and strip accents, as in BERT uncased")
     parser.add_argument("--min_frequency", type=int, default=2, help="a piece occurs at least this often")
+    parser.add_argument(
+        "--limit_alphabet", type=int, default=1000, help="most characters kept; 8000 for Chinese. Not for bpe"
+    )
     parser.add_argument("--max_length", type=int, default=512, help="model_max_length of the tokenizer")
     parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer that is in the folder")
     return parser
 
 
 def _tokenizer(args: Any, _: list[str]) -> int:
-    from electra_fast.data.tokenizer import train_wordpiece
+    from electra_fast.data.tokenizer_training import TRAINERS
 
     output = Path(args.output)
     existing = any(output.iterdir()) if output.is_dir() else output.exists()
     if existing and not (args.overwrite and (output / "tokenizer.json").is_file()):
         raise UsageError(f"{output} exists: choose another --output, or --overwrite to replace a tokenizer")
-    tokenizer = train_wordpiece(
+    tokenizer = TRAINERS[args.type](
         args.inputs,
         output,
         vocab_size=args.vocab_size,
         lowercase=args.lowercase,
         min_frequency=args.min_frequency,
+        limit_alphabet=args.limit_alphabet,
         max_length=args.max_length,
         format=args.format,
         text_field=args.text_field,
@@ -281,14 +305,22 @@ def _prepare_parser() -> ArgumentParser:
         "prepare",
         "INPUT... --tokenizer PATH --output DIR [OPTIONS]",
         "corpus.txt --tokenizer tokenizer --output corpus --workers 4",
-        "wiki.jsonl --text_field body --tokenizer bert-base-uncased.vocab.txt --output corpus",
+        "part1.jsonl.zst part2.parquet --deduplicate --tokenizer bert-base-uncased.vocab.txt --output corpus",
+        "enwiki-latest-pages-articles.xml.bz2 --tokenizer tokenizer --output wiki --workers 16",
+        more="\n\nShows MB/s of the input and the time left. The corpus is the same, byte for byte, for any number of\n"
+        "workers and whether the input is compressed or not.",
     )
     _add_inputs(parser)
     parser.add_argument(
         "--tokenizer", type=str, required=True, metavar="PATH", help="a tokenizer's folder, or a BERT vocab.txt"
     )
     parser.add_argument("--output", type=str, required=True, metavar="DIR", help="new folder of the corpus")
-    parser.add_argument("--workers", type=int, default=1, help="processes; the corpus is the same for any number")
+    parser.add_argument("--workers", type=int, default=1, help="processes; as many as there are cores is fastest")
+    parser.add_argument(
+        "--deduplicate",
+        action="store_true",
+        help="leave out documents whose text was there before, spacing aside; takes 16 bytes of memory a document",
+    )
     parser.add_argument("--lowercase", type=bool, default=True, help="for a vocab.txt: it is of an uncased model")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus that is in the folder")
     return parser
@@ -297,6 +329,7 @@ def _prepare_parser() -> ArgumentParser:
 def _prepare(args: Any, _: list[str]) -> int:
     from electra_fast.data.prepare import prepare
 
+    start = time.perf_counter()
     meta = prepare(
         args.inputs,
         args.tokenizer,
@@ -304,10 +337,22 @@ def _prepare(args: Any, _: list[str]) -> int:
         workers=args.workers,
         format=args.format,
         text_field=args.text_field,
+        deduplicate=args.deduplicate,
         lowercase=args.lowercase,
         overwrite=args.overwrite,
     )
-    print(f"{args.output}: {meta.documents:,} documents, {meta.tokens:,} tokens")
+    megabytes, seconds = meta.text_bytes / 1e6, time.perf_counter() - start
+    print(
+        f"{args.output}: {meta.documents:,} documents, {meta.tokens:,} tokens; "
+        f"{megabytes:,.1f} MB of text in {seconds:,.1f} s, {megabytes / seconds:.2f} MB/s"
+    )
+    if meta.duplicate_documents is not None:
+        share = meta.duplicate_documents / (meta.documents + meta.duplicate_documents)
+        print(
+            f"Duplicates left out: {meta.duplicate_documents:,} documents ({share:.1%}), "
+            f"{meta.duplicate_tokens:,} tokens"
+        )
+    print(f"Look at it: {PROG} data stats {shlex.quote(args.output)}")
     print(f"Next: {PROG} pretrain --config small --data.train {shlex.quote(args.output)} --output runs/small")
     return 0
 
@@ -363,6 +408,43 @@ def _pretrain(args: Any, given: list[str]) -> int:
         print(f"{name:<24} {value:.4f}")
     print(f"Models: {result.output / 'discriminator'} and {result.output / 'generator'}")
     print(f'Next: {PROG} inspect {shlex.quote(str(result.output))} "The cat sat on the because."')
+    return 0
+
+
+# runs
+
+
+def _runs_parser() -> ArgumentParser:
+    parser = _parser(
+        "runs",
+        "compare RUN RUN ... [--png FILE] [--overwrite] | list FOLDER",
+        "compare runs/small runs/small_lr1e-3 --png curves.png",
+        "list runs",
+        more="\n\ncompare prints the last held-out metrics and the settings that differ, and draws the curves on one\n"
+        "picture; list prints a line for each run in a folder. Runs may be unfinished.",
+    )
+    parser.add_argument("action", type=str, choices=["compare", "list"], metavar="{compare,list}", help="what to do")
+    parser.add_argument("folders", type=str, nargs="+", metavar="FOLDER", help="of runs; for list, one that holds runs")
+    parser.add_argument("--png", type=str, default="compare.png", metavar="FILE", help="the picture of compare")
+    parser.add_argument("--overwrite", action="store_true", help="replace the picture if there is one")
+    return parser
+
+
+def _runs(args: Any, _: list[str]) -> int:
+    from electra_fast.pretraining.comparison import compare_runs, list_runs
+
+    folders = [Path(folder) for folder in args.folders]
+    if args.action == "list":
+        if len(folders) != 1:
+            raise UsageError(
+                "runs list takes one folder that holds runs; to see several beside each other: runs compare"
+            )
+        list_runs(folders[0])
+        return 0
+    if len(folders) < 2:
+        raise UsageError("runs compare takes two runs or more; for one: its curves.png, or runs list")
+    compare_runs(folders, Path(args.png), overwrite=args.overwrite)
+    print(f"Curves: {args.png}")
     return 0
 
 
@@ -500,9 +582,12 @@ def _bench(args: Any, _: list[str]) -> int:
 COMMANDS = {
     "demo": Command("Train a small ELECTRA on text that is already here and look at it", _demo_parser, _demo),
     "info": Command("Show versions, devices, and which backend each operator and attention use", _info_parser, _info),
-    "tokenizer": Command("Train a WordPiece tokenizer on text", _tokenizer_parser, _tokenizer),
+    "tokenizer": Command(
+        "Train a tokenizer on text: WordPiece, Unigram or byte-level BPE", _tokenizer_parser, _tokenizer
+    ),
     "prepare": Command("Turn text into a tokenised corpus", _prepare_parser, _prepare),
     "pretrain": Command("Pretrain an ELECTRA on a prepared corpus", _pretrain_parser, _pretrain),
+    "runs": Command("Compare runs on one picture and in a table, or list them", _runs_parser, _runs),
     "inspect": Command("Colour each token by the probability that it was replaced", _inspect_parser, _inspect),
     "verify": Command("Check the fast model of a checkpoint against stock transformers", _verify_parser, _verify),
     "bench": Command("Time the fast model of a checkpoint beside stock transformers", _bench_parser, _bench),

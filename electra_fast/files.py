@@ -21,6 +21,7 @@ def write_whole(path: Path, text: str) -> None:
     """Replace `path` by a file that holds `text`, as UTF-8; a reader sees the old content or the new, never a part."""
     aside = path.with_name(f".{path.name}.partial")
     try:
+        aside.unlink(missing_ok=True)  # of a write that was cut short; were it a link, we would write where it leads
         aside.write_text(text, encoding="utf-8")
         flush(aside)
         os.replace(aside, path)

@@ -32,10 +32,11 @@ class InspectedText:
 
     Args:
         text: as given.
-        tokens: the tokenizer's, e.g. "un", "##able".
+        tokens: the tokenizer's, e.g. "un", "##able" of WordPiece.
         probabilities: that each was replaced, in [0, 1].
         offsets: where each stands in `text`, [start, end).
         cuts: where in `text` the model's next sequence starts, if one could not hold it all; ascending.
+        word_ids: which word each token is of, by the tokenizer; None: pieces with "##" belong to the word before.
     """
 
     text: str
@@ -43,14 +44,19 @@ class InspectedText:
     probabilities: list[float]
     offsets: list[tuple[int, int]]
     cuts: tuple[int, ...] = ()
+    word_ids: tuple[int | None, ...] | None = None
 
     def word_spans(self) -> Iterator[tuple[int, int]]:
-        """The tokens [first, last) of each word; a piece with "##" belongs to the word before, if no cut parts them."""
+        """The tokens [first, last) of each word, which no cut and nothing left out by the tokenizer parts."""
         cuts, first = set(self.cuts), 0
         for index in range(1, len(self.tokens)):
             start = self.offsets[index][0]
-            joined = self.tokens[index].startswith("##") and start == self.offsets[index - 1][1]
-            if not joined or start in cuts:
+            if self.word_ids is None:
+                same_word = self.tokens[index].startswith("##")
+            else:
+                same_word = self.word_ids[index] == self.word_ids[index - 1]
+            # Tokens may overlap: of byte-level BPE several make one character.
+            if not same_word or start > self.offsets[index - 1][1] or start in cuts:
                 yield first, index
                 first = index
         if self.tokens:
@@ -136,15 +142,36 @@ def _inspect(text: str, tokenizer: Any, model: Any) -> InspectedText:
     import torch
 
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, offsets = encoding["input_ids"], [tuple(pair) for pair in encoding["offset_mapping"]]
+    ids = encoding["input_ids"]
+    offsets, word_ids = _without_spaces(text, encoding["offset_mapping"], encoding.word_ids())
     probabilities, first_tokens = [], []
-    for first, last in _parts(text, offsets, encoding.word_ids(), model.config.max_position_embeddings - 2):
+    for first, last in _parts(text, offsets, word_ids, model.config.max_position_embeddings - 2):
         sequence = [tokenizer.cls_token_id, *ids[first:last], tokenizer.sep_token_id]
         with torch.inference_mode():
             probabilities += model(torch.tensor([sequence])).logits[0, 1:-1].sigmoid().tolist()
         first_tokens.append(first)
     tokens = tokenizer.convert_ids_to_tokens(ids)
-    return InspectedText(text, tokens, probabilities, offsets, tuple(offsets[i][0] for i in first_tokens[1:]))
+    cuts = tuple(offsets[i][0] for i in first_tokens[1:])
+    return InspectedText(text, tokens, probabilities, offsets, cuts, tuple(word_ids))
+
+
+def _without_spaces(
+    text: str, offsets: Sequence[tuple[int, int]], word_ids: Sequence[int | None]
+) -> tuple[list[tuple[int, int]], list[int | None]]:
+    """Where tokens stand and their words, as a reader sees them.
+
+    To Unigram and byte-level BPE the space before a word is part of it, or a token by itself: then of the next word.
+    """
+    shown, words = [], list(word_ids)
+    for start, end in offsets:
+        while start < end and text[start].isspace():
+            start += 1
+        shown.append((start, end))
+    for index in reversed(range(len(words) - 1)):
+        if shown[index][0] == shown[index][1]:
+            shown[index] = (shown[index + 1][0],) * 2
+            words[index] = words[index + 1]
+    return shown, words
 
 
 def _parts(

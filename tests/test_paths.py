@@ -28,6 +28,9 @@ def _commands(place: Path | str) -> Iterator[list[str]]:
     yield ["prepare", text, "--tokenizer", tokenizer, "--output", corpus]
     yield pretrain_arguments(corpus, run, 2, **{"data.valid": corpus, "training.save_every": 1})
     yield [*pretrain_arguments(corpus, run, 3, **{"data.valid": corpus, "training.save_every": 1}), "--resume"]
+    yield ["runs", "list", place]
+    yield pretrain_arguments(corpus, f"{run} 2", 1)
+    yield ["runs", "compare", run, f"{run} 2", "--png", os.path.join(place, "curves é.png")]
     yield ["inspect", run, "the lazy zoë 漢字"]
     yield ["inspect", run, "--file", text, "--html", os.path.join(place, "page é.html")]
     yield ["verify", run, "--batches", "1", "--max_length", "8"]

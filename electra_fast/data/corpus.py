@@ -4,20 +4,26 @@ meta.json          format and version, tokenizer hash, special ids, counts, shar
 tokens-00000.bin   token ids without special tokens, raw little-endian uint16 (uint32 over 65,535 ids)
 tokens-00001.bin   ... goes on where the one before ends, in the middle of a document if need be
 offsets.bin        int64 [documents + 1], where each document starts in the row of all shards' tokens
+starts-word.bin    where asked for: a bit a token, lowest first, set where a unit for masking begins (see `units`)
 tokenizer/         the tokenizer's files
+
+Version 2 of the format added the units; version 1, which has none, is still read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from electra_fast.data.checksum import file_sha256, sealed, unsealed
 
@@ -25,7 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FORMAT = "electra-fast-corpus"
-VERSION = 1
+VERSION = 2
+READABLE_VERSIONS = (1, 2)
 AGAIN = "prepare the corpus again"
 META_FILE = "meta.json"
 OFFSETS_FILE = "offsets.bin"
@@ -41,8 +48,22 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Units:
+    """Where units for masking begin: `kind` is "word" or "entity", `segmenter` what joined characters to words."""
+
+    kind: str
+    segmenter: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class CorpusMeta:
-    """What meta.json says. `bytes_read` counts the input files' bytes; `vocab_size` is one more than the largest id."""
+    """What meta.json says.
+
+    `vocab_size` is one more than the largest id. `text_bytes`: of the documents as UTF-8. `duplicate_documents` and
+    `duplicate_tokens`: what deduplication left out, which the other counts don't hold; None if it was not asked for.
+    """
 
     tokenizer_sha256: str
     vocab_size: int
@@ -53,9 +74,12 @@ class CorpusMeta:
     dtype: str
     documents: int
     tokens: int
-    bytes_read: int
+    text_bytes: int
+    duplicate_documents: int | None
+    duplicate_tokens: int | None
     shards: tuple[Shard, ...]
     offsets_sha256: str
+    units: tuple[Units, ...] = ()
     tokenizer: str = "tokenizer"
     format: str = FORMAT
     version: int = VERSION
@@ -65,8 +89,8 @@ class CorpusMeta:
         (folder / META_FILE).write_text(content + "\n", encoding="utf-8")
 
     def content_hash(self) -> str:
-        """One name for the tokens, the documents and the tokenizer, wherever the folder lies."""
-        parts = [self.tokenizer_sha256, self.offsets_sha256, *(shard.sha256 for shard in self.shards)]
+        """One name for the tokens, the documents, the units and the tokenizer, wherever the folder lies."""
+        parts = [self.tokenizer_sha256, self.offsets_sha256, *(file.sha256 for file in (*self.shards, *self.units))]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     @classmethod
@@ -83,18 +107,22 @@ class CorpusMeta:
             raise ValueError(f"{path} is damaged: {error}; {AGAIN}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"{path} does not describe a prepared corpus (no format {FORMAT!r})")
-        if content.get("version") != VERSION:
+        if content.get("version") not in READABLE_VERSIONS:
             version = str(content.get("version"))[:20]
-            raise ValueError(f"{path}: corpus version {version}, but this release reads {VERSION}; {AGAIN}")
+            readable = " and ".join(map(str, READABLE_VERSIONS))
+            raise ValueError(f"{path}: corpus version {version}, but this release reads {readable}; {AGAIN}")
         try:
             content = unsealed(content)
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}; {AGAIN}") from error
+        if content["version"] == 1:
+            content.setdefault("units", [])
         names = {field.name for field in fields(cls)}
         if content.keys() != names:
             raise ValueError(f"{path} is damaged: missing or unknown keys {sorted(content.keys() ^ names)}; {AGAIN}")
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        return cls(shards=shards, **content)
+        units = tuple(Units(**unit) for unit in content.pop("units"))
+        return cls(shards=shards, units=units, **content)
 
 
 class Corpus:
@@ -104,16 +132,18 @@ class Corpus:
         self.folder = folder
         self.meta = meta
         self.dtype = TOKEN_DTYPES[meta.dtype]
-        self.offsets: np.ndarray = np.memmap(folder / OFFSETS_FILE, OFFSET_DTYPE, mode="r")  # [documents + 1]
-        self._shards = [np.memmap(folder / shard.file, self.dtype, mode="r") for shard in meta.shards]
+        self.offsets = np.asarray(np.memmap(folder / OFFSETS_FILE, OFFSET_DTYPE, mode="r"))  # [documents + 1]
+        self._maps = [np.memmap(folder / shard.file, self.dtype, mode="r") for shard in meta.shards]
+        self._shards = [np.asarray(shard) for shard in self._maps]  # plain arrays, whose slices cost less
         self._starts = list(accumulate((shard.tokens for shard in meta.shards), initial=0))  # [shards + 1]
+        self._units = {unit.kind: np.asarray(np.memmap(folder / unit.file, np.uint8, mode="r")) for unit in meta.units}
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False) -> Corpus:
         """Opens a corpus folder.
 
-        Checks meta.json and offsets.bin by their checksums and the shards by their sizes; with `verify` these by their
-        checksums too, which reads all of the corpus.
+        Checks meta.json and offsets.bin by their checksums, the shards and units by their sizes; with `verify` these by
+        their checksums too, which reads all of the corpus.
 
         Raises ValueError naming the file that is missing or damaged.
         """
@@ -123,6 +153,8 @@ class Corpus:
         _check_file(folder / OFFSETS_FILE, (meta.documents + 1) * OFFSET_DTYPE.itemsize, meta.offsets_sha256)
         for shard in meta.shards:
             _check_file(folder / shard.file, shard.tokens * itemsize, shard.sha256 if verify else None)
+        for unit in meta.units:
+            _check_file(folder / unit.file, -(-meta.tokens // 8), unit.sha256 if verify else None)
         return cls(folder, meta)
 
     @property
@@ -167,11 +199,54 @@ class Corpus:
                 break
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def read_spans(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The tokens of spans (int64 [n], lengths at least 1), one span after another, in the corpus's dtype.
+
+        Raises IndexError for a span outside the corpus, as `read`.
+        """
+        if len(starts) == 0:
+            return np.empty(0, self.dtype)
+        longest, first, last = int(lengths.max()), int(starts.min()), int(starts.max())
+        index = bisect_right(self._starts, first) - 1
+        if first < 0 or last + longest > self._starts[index + 1]:  # over the end of a shard: once in a while
+            spans = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+            return np.concatenate([self.read(start, stop) for start, stop in spans])
+        # One copy a span, however short it is, and what is too much is dropped: far faster than an index for each token.
+        rows = sliding_window_view(self._shards[index], longest)[starts - self._starts[index]]
+        return rows.ravel() if lengths.min() == longest else rows[np.arange(longest) < lengths[:, None]]
+
+    def unit_starts(self, kind: str, positions: np.ndarray) -> np.ndarray:
+        """bool [n]: whether a unit of `kind` ("word" or "entity") begins at each of `positions` (int64 [n]).
+
+        Raises ValueError where the corpus was prepared without them.
+        """
+        if kind not in self._units:
+            raise ValueError(
+                f"{self.folder} does not say where each {kind} begins: prepare it again with --units {kind}"
+            )
+        return (self._units[kind].take(positions >> 3) >> (positions & 7).astype(np.uint8)) & 1 == 1
+
+    def will_need(self, start: int, stop: int) -> None:
+        """Ask the system to read tokens start..stop ahead, in one go: they will be taken soon, in any order."""
+        if not hasattr(mmap, "MADV_WILLNEED"):  # Windows
+            return
+        for shard, shard_start in zip(self._maps, self._starts, strict=False):
+            first, last = max(start - shard_start, 0), min(stop - shard_start, len(shard))
+            if first < last:
+                begin = first * self.dtype.itemsize // mmap.PAGESIZE * mmap.PAGESIZE
+                shard._mmap.madvise(mmap.MADV_WILLNEED, begin, last * self.dtype.itemsize - begin)
+
     def document(self, index: int) -> np.ndarray:
         """Tokens of one document, without special tokens. Raises IndexError outside 0 <= index < num_documents."""
         if not 0 <= index < self.meta.documents:
             raise IndexError(f"document {index} of a corpus of {self.meta.documents} documents")
         return self.read(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+
+def content_hash(corpora: Sequence[Corpus]) -> str:
+    """One name for the content of corpora in their order; of one, that of its `CorpusMeta.content_hash`."""
+    names = [corpus.meta.content_hash() for corpus in corpora]
+    return names[0] if len(names) == 1 else hashlib.sha256(" ".join(names).encode()).hexdigest()
 
 
 def _check_file(path: Path, size: int, sha256: str | None) -> None:

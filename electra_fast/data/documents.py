@@ -1,99 +1,53 @@
-"""Documents from files: plain text and JSON lines."""
+"""Documents from inputs of any format."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
+from electra_fast.data.readers import FORMATS, check_input, open_reader
+from electra_fast.data.readers.base import Progress, Reader, plain_text
 
 
-def check_inputs(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The input files as paths. Raises ValueError for none, and for one that is no file."""
-    paths = [Path(path) for path in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
-    if not paths:
-        raise ValueError("inputs is empty: name at least one text or JSONL file")
-    for path in paths:
-        if not path.is_file():
-            wrong = "a folder: name the files in it" if path.is_dir() else f"not there, seen from {Path.cwd()}"
-            raise ValueError(f"input {path} is {wrong}")
-    return paths
+def check_inputs(inputs: str | Path | Sequence[str | Path]) -> list[Path | str]:
+    """The inputs: paths of files and of datasets' folders, and `hf://` names.
+
+    Raises ValueError for none, and for one that is not there.
+    """
+    given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+    if not given:
+        raise ValueError("inputs is empty: name at least one file, or a dataset")
+    return [check_input(path) for path in given]
+
+
+def check_format(format: str) -> None:
+    """Raises ValueError for a name that is neither "auto" nor in FORMATS."""
+    if format != "auto" and format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(['auto', *FORMATS])}; got {format!r}")
+
+
+def open_inputs(
+    inputs: str | Path | Sequence[str | Path], *, format: str = "auto", text_field: str = "text"
+) -> list[Reader]:
+    """A reader for each input, in order; see `read_documents`.
+
+    Raises ValueError for mistakes that show before the text is read.
+    """
+    check_format(format)
+    return [open_reader(path, format, text_field) for path in check_inputs(inputs)]
 
 
 def read_documents(
-    path: str | Path,
-    *,
-    format: str = "auto",
-    text_field: str = "text",
-    progress: Callable[[int], object] | None = None,
+    path: str | Path, *, format: str = "auto", text_field: str = "text", progress: Progress | None = None
 ) -> Iterator[str]:
-    """Yields the documents of one UTF-8 file, in order; documents without text are left out.
+    """Yields the documents of one input, in order; documents without text are left out.
 
-    format: "text" (a paragraph a line, an empty line between documents; a document is its paragraphs joined by "\\n"),
-    "jsonl" (a JSON object a line, the document in its string `text_field`), or "auto" (jsonl for .jsonl, .ndjson and
-    .json, else text). `progress` is called with the number of bytes read since its last call.
+    format: a name in `readers.FORMATS`, or "auto": by the file's name, else by how its content begins. Text is UTF-8.
+    Files may be compressed (gzip, bzip2, xz, zstd), Parquet aside. text_field: the field or column that holds the
+    text, where there are any. `progress` is called with the number of bytes of the input read since its last call.
 
-    Raises ValueError naming the file, the line (from 1) and, for bytes that are not UTF-8, the byte offset in the file.
+    Raises ValueError naming the input and, where there is one, the line, row or page that can't be read.
     """
-    path = Path(path)
-    if format == "auto":
-        format = "jsonl" if path.suffix.lower() in JSONL_SUFFIXES else "text"
-    if format == "text":
-        return _text_documents(path, progress)
-    if format == "jsonl":
-        return _json_documents(path, text_field, progress)
-    raise ValueError(f'format must be "auto", "text" or "jsonl", got {format!r}')
-
-
-def _lines(path: Path, progress: Callable[[int], object] | None) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a file; a byte order mark is dropped."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if progress is not None:
-                progress(len(raw))
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                position = raw.index(error.object) + error.start if number == 1 else error.start
-                raise ValueError(
-                    f"{path}, line {number}: byte {raw[position]:#04x} at offset {offset + position} is not UTF-8 "
-                    f"({error.reason}); convert the file to UTF-8, or unpack it if it is compressed"
-                ) from error
-            offset += len(raw)
-            yield number, line.rstrip("\r\n")
-
-
-def _text_documents(path: Path, progress: Callable[[int], object] | None) -> Iterator[str]:
-    paragraphs: list[str] = []
-    for _, line in _lines(path, progress):
-        if line.strip():
-            paragraphs.append(line)
-        elif paragraphs:
-            yield "\n".join(paragraphs)
-            paragraphs = []
-    if paragraphs:
-        yield "\n".join(paragraphs)
-
-
-def _json_documents(path: Path, text_field: str, progress: Callable[[int], object] | None) -> Iterator[str]:
-    for number, line in _lines(path, progress):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # numbers of too many digits, too many brackets
-            raise ValueError(f"{path}, line {number}: not JSON ({error}); each line is an object by itself") from error
-        text = record.get(text_field) if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            raise ValueError(
-                f"{path}, line {number}: expected a JSON object with a string field {text_field!r}, got {line[:80]!r}; "
-                "name the field with text_field"
-            )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{path}, line {number}: {text_field!r} holds a lone surrogate, not text") from error
-        if text.strip():
-            yield text
+    check_format(format)
+    reader = open_reader(check_input(path), format, text_field)
+    return filter(str.strip, map(plain_text, reader.documents(progress or (lambda _: None))))

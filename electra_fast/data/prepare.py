@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import multiprocessing.connection
 import os
-import shutil
 import signal
 import threading
 from collections import deque
@@ -15,16 +13,17 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
-from electra_fast.data.corpus import OFFSET_DTYPE, OFFSETS_FILE, TOKEN_DTYPES, CorpusMeta, Shard
-from electra_fast.data.documents import check_inputs, read_documents
-from electra_fast.files import flush
+from electra_fast.data.corpus import TOKEN_DTYPES, CorpusMeta
+from electra_fast.data.corpus_writer import CorpusWriter, PartialFolder
+from electra_fast.data.deduplication import KEY_DTYPE, SeenKeys, document_key
+from electra_fast.data.documents import open_inputs
+from electra_fast.data.progress import ReadingProgress
+from electra_fast.data.readers.base import Document, Reader, plain_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,17 +31,30 @@ if TYPE_CHECKING:
 CHUNK_CHARACTERS = 1 << 18  # a task of a worker: about a tenth of a second
 SHARD_TOKENS = 1 << 28  # 512 MB of uint16
 
-Chunk = tuple[np.ndarray, bytes]  # tokens of each document [documents] int64; their ids
+
+class Chunk(NamedTuple):
+    """Encoded documents: lengths in tokens and in bytes of text, int64 [documents]; ids [tokens]; keys [documents]."""
+
+    lengths: np.ndarray
+    text_bytes: np.ndarray
+    ids: np.ndarray
+    keys: np.ndarray | None
+
+    def select(self, kept: np.ndarray) -> Chunk:
+        """The documents where `kept`, bool [documents], is true."""
+        keys = None if self.keys is None else self.keys[kept]
+        return Chunk(self.lengths[kept], self.text_bytes[kept], self.ids[np.repeat(kept, self.lengths)], keys)
 
 
 def prepare(
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     tokenizer: str | Path | PreTrainedTokenizerFast,
     output: str | Path,
     *,
     workers: int = 1,
     format: str = "auto",
     text_field: str = "text",
+    deduplicate: bool = False,
     lowercase: bool = True,
     shard_tokens: int = SHARD_TOKENS,
     progress: bool = True,
@@ -51,10 +63,12 @@ def prepare(
     """Tokenises the documents of `inputs` in order and writes the corpus folder `output`.
 
     `tokenizer` is a fast transformers tokenizer or what `load_tokenizer` takes (`lowercase` is for a vocab.txt);
-    `format` and `text_field` as in `read_documents`. Ids are stored without special tokens, and text that spells one
-    ("[MASK]") is text. Documents without tokens are left out. The bytes written depend on the input, the tokenizer and
-    `shard_tokens` only, not on `workers`. With workers > 1 processes are spawned: a script that calls this needs the
-    usual `if __name__ == "__main__":`.
+    `inputs`, `format` and `text_field` as in `read_documents`. Ids are stored without special tokens, and text that
+    spells one ("[MASK]") is text. Documents without tokens are left out; with `deduplicate` also those whose text was
+    there before (`document_key` says what is the same), at 16 bytes of memory a document. The bytes written depend on
+    the documents, the tokenizer, `deduplicate` and `shard_tokens` only: not on the format or compression they came in,
+    nor on `workers`. With workers > 1 processes are spawned: a script that calls this needs the usual
+    `if __name__ == "__main__":`. Memory does not grow with the input, but for offsets and keys.
 
     The work lies in the sibling `.NAME.partial` until all of it is on disk, then gets its name: interrupted at any
     moment, there is no folder `output`. `overwrite` replaces a corpus, and nothing but a corpus.
@@ -64,7 +78,7 @@ def prepare(
     """
     from electra_fast.data.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer, tokenizer_hash
 
-    paths = check_inputs(inputs)
+    readers = open_inputs(inputs, format=format, text_field=text_field)
     if workers < 1 or shard_tokens < 1:
         raise ValueError(f"workers and shard_tokens must be at least 1, got {workers} and {shard_tokens}")
     output = Path(output).resolve()
@@ -75,34 +89,25 @@ def prepare(
 
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     dtype = "uint16" if vocab_size <= 65535 else "uint32"
+    encoder = _Encoder(tokenizer.backend_tokenizer.to_str(), dtype, deduplicate)
+    duplicates = _Duplicates() if deduplicate else None
     with (
-        _PartialFolder(output) as partial,
-        tqdm(
-            desc="prepare",
-            total=sum(path.stat().st_size for path in paths),
-            unit="B",
-            unit_scale=True,
-            disable=None if progress else True,  # None: only where someone watches
-        ) as bar,
+        PartialFolder(output) as partial,
+        ReadingProgress("prepare", sum(reader.size for reader in readers), show=progress) as reading,
     ):
-        bytes_read = 0
-
-        def advance(read: int) -> None:
-            nonlocal bytes_read
-            bytes_read += read
-            bar.update(read)
-
-        chunks = _chunks(paths, format, text_field, advance)
-        encoder = _Encoder(tokenizer.backend_tokenizer.to_str(), dtype)
         with (
-            _Writer(partial, shard_tokens, TOKEN_DTYPES[dtype]) as writer,
-            closing(_encode(chunks, encoder, workers)) as encoded,
+            CorpusWriter(partial, shard_tokens, TOKEN_DTYPES[dtype]) as writer,
+            closing(_encode(_chunks(readers, reading.advance), encoder, workers)) as encoded,
         ):
-            for lengths, ids in encoded:
-                writer.write(lengths, ids)
-                bar.set_postfix(documents=writer.documents, tokens=writer.tokens, refresh=False)
+            for chunk in encoded:
+                if not chunk.lengths.all():
+                    chunk = chunk.select(chunk.lengths > 0)
+                if duplicates:
+                    chunk = duplicates.drop(chunk)
+                writer.write(chunk.lengths, chunk.ids, chunk.text_bytes)
+                reading.tell(documents=writer.documents, tokens=writer.tokens)
         if writer.tokens == 0:
-            raise ValueError(f"no document with a token in {', '.join(map(str, paths))}: give files that hold text")
+            raise ValueError(f"no document with a token in {_shown(inputs)}: give files that hold text")
         save_tokenizer(tokenizer, partial / "tokenizer")
         meta = CorpusMeta(
             tokenizer_sha256=tokenizer_hash(tokenizer),
@@ -114,12 +119,20 @@ def prepare(
             dtype=dtype,
             documents=writer.documents,
             tokens=writer.tokens,
-            bytes_read=bytes_read,
+            text_bytes=writer.text_bytes,
+            duplicate_documents=duplicates.documents if duplicates else None,
+            duplicate_tokens=duplicates.tokens if duplicates else None,
             shards=tuple(writer.shards),
             offsets_sha256=writer.offsets_sha256,
         )
         meta.write(partial)
     return meta
+
+
+def _shown(inputs: str | Path | Sequence[str | Path]) -> str:
+    given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+    more = f" and {len(given) - 5:,} more" if len(given) > 5 else ""
+    return ", ".join(map(str, given[:5])) + more
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -130,11 +143,11 @@ def _check_output(output: Path, overwrite: bool) -> None:
     CorpusMeta.read(output)  # raises for a folder that is no corpus
 
 
-def _chunks(paths: list[Path], format: str, text_field: str, advance: Callable[[int], None]) -> Iterator[list[str]]:
-    chunk: list[str] = []
+def _chunks(readers: Sequence[Reader], advance: Callable[[int], None]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
     characters = 0
-    for path in paths:
-        for document in read_documents(path, format=format, text_field=text_field, progress=advance):
+    for reader in readers:
+        for document in reader.documents(advance):
             chunk.append(document)
             characters += len(document)
             if characters >= CHUNK_CHARACTERS:
@@ -144,25 +157,48 @@ def _chunks(paths: list[Path], format: str, text_field: str, advance: Callable[[
         yield chunk
 
 
-class _Encoder:
-    """Documents -> (lengths, ids); pickled as the tokenizer's JSON, so that workers start without transformers."""
+class _Duplicates:
+    """Drops documents whose key was there before, and counts them."""
 
-    def __init__(self, tokenizer_json: str, dtype: str) -> None:
+    def __init__(self) -> None:
+        self.documents = 0
+        self.tokens = 0
+        self._seen = SeenKeys()
+
+    def drop(self, chunk: Chunk) -> Chunk:
+        kept = self._seen.add(chunk.keys)
+        self.documents += int((~kept).sum())
+        self.tokens += int(chunk.lengths[~kept].sum())
+        return chunk if kept.all() else chunk.select(kept)
+
+
+class _Encoder:
+    """Documents -> Chunk; pickled as the tokenizer's JSON, so that workers start without transformers."""
+
+    def __init__(self, tokenizer_json: str, dtype: str, deduplicate: bool) -> None:
         self.tokenizer_json = tokenizer_json
         self.dtype = dtype
+        self.deduplicate = deduplicate
         self.tokenizer = Tokenizer.from_str(tokenizer_json)
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.tokenizer.encode_special_tokens = True  # a "[MASK]" in the text is text
 
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return _Encoder, (self.tokenizer_json, self.dtype)
+    def __reduce__(self) -> tuple[type, tuple[str, str, bool]]:
+        return _Encoder, (self.tokenizer_json, self.dtype, self.deduplicate)
 
-    def __call__(self, documents: list[str]) -> Chunk:
-        encodings = self.tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+    def __call__(self, documents: list[Document]) -> Chunk:
+        texts = list(map(plain_text, documents))
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         lengths = np.array([len(encoding) for encoding in encodings], np.int64)
-        ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), TOKEN_DTYPES[self.dtype], int(lengths.sum()))
-        return lengths, ids.tobytes()
+        return Chunk(
+            lengths=lengths,
+            text_bytes=np.array([len(text.encode()) for text in texts], np.int64),
+            ids=np.fromiter(
+                chain.from_iterable(e.ids for e in encodings), TOKEN_DTYPES[self.dtype], int(lengths.sum())
+            ),
+            keys=np.array([document_key(text) for text in texts], KEY_DTYPE) if self.deduplicate else None,
+        )
 
 
 _worker_encoder: _Encoder  # one per worker process, set when it starts
@@ -181,11 +217,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run_worker(documents: list[str]) -> Chunk:
+def _run_worker(documents: list[Document]) -> Chunk:
     return _worker_encoder(documents)
 
 
-def _encode(chunks: Iterator[list[str]], encoder: _Encoder, workers: int) -> Iterator[Chunk]:
+def _encode(chunks: Iterator[list[Document]], encoder: _Encoder, workers: int) -> Iterator[Chunk]:
     """The chunks' tokens in the chunks' order; at most 4 chunks a worker are in memory."""
     if workers == 1:
         yield from map(encoder, chunks)
@@ -200,94 +236,3 @@ def _encode(chunks: Iterator[list[str]], encoder: _Encoder, workers: int) -> Ite
             pending.extend(pool.submit(_run_worker, chunk) for chunk in islice(chunks, 1))
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-class _PartialFolder:
-    """A folder beside `output` that takes its place when the block ends well, and goes when it does not."""
-
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.partial = output.parent / f".{output.name}.partial"
-        self.replaced = output.parent / f".{output.name}.replaced"
-
-    def __enter__(self) -> Path:
-        for left_by_a_killed_run in (self.partial, self.replaced):
-            if left_by_a_killed_run.exists():
-                shutil.rmtree(left_by_a_killed_run)
-        self.partial.mkdir(parents=True)
-        return self.partial
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is not None:
-            shutil.rmtree(self.partial)
-            if isinstance(error, OSError) and error.filename is None:  # no space: say at least where
-                error.filename = str(self.output)
-            return
-        for path in (*self.partial.rglob("*"), self.partial):
-            flush(path)
-        if self.output.exists():
-            self.output.rename(self.replaced)
-        self.partial.rename(self.output)
-        flush(self.output.parent)
-        if self.replaced.exists():
-            shutil.rmtree(self.replaced)
-
-
-class _Writer:
-    """Appends documents' ids to shards of exactly `shard_tokens` tokens (the last: what is left) and to offsets.bin."""
-
-    def __init__(self, folder: Path, shard_tokens: int, dtype: np.dtype) -> None:
-        self.folder = folder
-        self.shard_bytes = shard_tokens * dtype.itemsize
-        self.itemsize = dtype.itemsize
-        self.documents = 0
-        self.tokens = 0
-        self.shards: list[Shard] = []
-        self._offsets = _HashedFile(folder / OFFSETS_FILE)
-        self._offsets.write(np.zeros(1, OFFSET_DTYPE).tobytes())
-        self._shard: _HashedFile | None = None
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close_shard()
-        self.offsets_sha256 = self._offsets.close()
-
-    def write(self, lengths: np.ndarray, ids: bytes) -> None:
-        lengths = lengths[lengths > 0]
-        self._offsets.write((self.tokens + np.cumsum(lengths)).astype(OFFSET_DTYPE).tobytes())
-        self.documents += len(lengths)
-        self.tokens += len(ids) // self.itemsize
-        view = memoryview(ids)
-        while view:
-            if self._shard is None:
-                self._shard = _HashedFile(self.folder / f"tokens-{len(self.shards):05d}.bin")
-            room = self.shard_bytes - self._shard.size
-            self._shard.write(view[:room])
-            view = view[room:]
-            if self._shard.size == self.shard_bytes:
-                self._close_shard()
-
-    def _close_shard(self) -> None:
-        if self._shard is not None:
-            size, name = self._shard.size, self._shard.name
-            self.shards.append(Shard(file=name, tokens=size // self.itemsize, sha256=self._shard.close()))
-            self._shard = None
-
-
-class _HashedFile:
-    def __init__(self, path: Path) -> None:
-        self.name = path.name
-        self.size = 0
-        self._file: BinaryIO = path.open("wb")
-        self._digest = hashlib.sha256()
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self.size += len(data)
-
-    def close(self) -> str:
-        self._file.close()
-        return self._digest.hexdigest()

@@ -11,6 +11,7 @@ from electra_fast.models.electra import (
     ElectraForTokenClassification,
     ElectraModel,
 )
+from electra_fast.models.electric import pseudo_log_likelihood
 from electra_fast.models.initialization import initialize_weights
 from electra_fast.models.joint import ElectraForJointPreTraining, JointPreTrainingOutput
 from electra_fast.models.optimize import optimize, patch_transformers
@@ -31,5 +32,6 @@ __all__ = [
     "initialize_weights",
     "optimize",
     "patch_transformers",
+    "pseudo_log_likelihood",
     "resize_position_embeddings",
 ]

@@ -4,60 +4,71 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
 
-from electra_fast.models.electra import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
+from electra_fast.models.adversarial import adversarial
+from electra_fast.models.electra import (
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
+    ElectraGeneratorPredictions,
+)
+from electra_fast.models.electric import electric
+from electra_fast.models.gdes import DeltaEmbedding, delta_names, folded
 from electra_fast.models.initialization import initialize_weights
 from electra_fast.models.layers import FlatBatch, generator_hidden
+from electra_fast.models.objectives import (
+    DISCRIMINATOR_STREAM,
+    GENERATOR_STREAM,
+    SAMPLING_STREAM,
+    Corruption,
+    FlatInputs,
+    JointPreTrainingOutput,
+    Masking,
+    discriminator,
+    generator,
+    joint,
+    mlm,
+)
 from electra_fast.models.progress import hidden_progress_bars
-from electra_fast.models.tower import STREAMS_PER_TOWER, encode
+from electra_fast.models.tower import encode
+from electra_fast.models.two_tower import TwoTowerGenerator
 from electra_fast.ops.generator_head import linear_cross_entropy_sample, linear_cross_entropy_sample_with_argmax
-from electra_fast.ops.masking_sampling import MaskedTokens, corrupt_tokens, mask_tokens
+from electra_fast.ops.masking_sampling import corrupt_tokens, mask_tokens
 from electra_fast.ops.random import as_seed, draw_seed, row_ids_for, splitmix64
-from electra_fast.ops.rtd_bce import RTDLoss, rtd_bce
 from electra_fast.packing import Packing, packing_of_full, packing_of_lengths, packing_of_mask
 
-FORMAT_VERSION = 1
-# Streams of one seed: the sampling's, then those of each tower's dropout.
-SAMPLING_STREAM = 1
-GENERATOR_STREAM = STREAMS_PER_TOWER
-DISCRIMINATOR_STREAM = 2 * STREAMS_PER_TOWER
+FORMAT_VERSION = 2  # 1 had no `objectives` and no file of other weights; it is read too
 TIED_EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
-TIE_CHOICES = ("shared", "untied", "all")
+DELTA_EMBEDDINGS = ("word_embeddings", "position_embeddings")
+TIE_CHOICES = ("shared", "untied", "all", "gdes")
+OTHER_WEIGHTS = "electra_fast.safetensors"
+# What `forward(objective=...)` runs.
+OBJECTIVES = {
+    "joint": joint,
+    "generator": generator,
+    "discriminator": discriminator,
+    "mlm": mlm,
+    "electric": electric,
+    "adversarial": adversarial,
+}
+# Those that need the probability of each sample, which temperature and disallow_correct would change.
+_OBJECTIVES_OF_SAMPLES = ("electric", "adversarial")
 
 
-@dataclass
-class JointPreTrainingOutput(ModelOutput):
-    """What `ElectraForJointPreTraining.forward` returns; M masked slots among T real tokens in row order."""
+class MaskedLMHead(ElectraGeneratorPredictions):
+    """The generator's head for another encoder; it projects onto the encoder's word embeddings."""
 
-    loss: Tensor | None = None  # generator_weight * generator_loss + discriminator_weight * discriminator_loss
-    generator_loss: Tensor | None = None  # nats per masked token
-    discriminator_loss: Tensor | None = None  # nats per token
-    masked: MaskedTokens | None = None
-    sampled_ids: Tensor | None = None  # int64 [M]
-    corrupted_ids: Tensor | None = None  # int64, the shape of input_ids
-    rtd: RTDLoss | None = None
-
-
-class Corruption(NamedTuple):
-    """The generator's half of a step."""
-
-    masked: MaskedTokens
-    loss_sum: Tensor  # float32, 0-d
-    nll: Tensor  # float32 [M]
-    sampled_ids: Tensor  # int64 [M]
-    argmax_ids: Tensor | None  # int64 [M], where asked for
-    corrupted_ids: Tensor  # int64 [T]
-    is_replaced: Tensor  # bool [T]
-    seed: Tensor  # int64, 0-d: of the sampling and of the dropout
-    row_ids: Tensor  # int64 [T], names of the tokens for the random numbers
+    def __init__(self, config: ElectraConfig) -> None:
+        super().__init__(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
 
 class ElectraForJointPreTraining(nn.Module):
@@ -78,7 +89,11 @@ class ElectraForJointPreTraining(nn.Module):
         disallow_correct: the generator never samples the true token.
         generator_weight, discriminator_weight: of the two losses in their sum.
         tie: "shared" ties the embeddings (word, position, token type and their LayerNorm), "untied" nothing, "all" the
-            whole encoder (towers of one size).
+            whole encoder (towers of one size), "gdes" lets the discriminator's word and position embeddings follow the
+            generator's: theirs, without gradients to them, plus a difference that starts at zero (DeBERTaV3).
+        objectives: what `forward` will be asked for. "mlm" makes `mlm_head`, a masked language model's head on the
+            discriminator's encoder, "electric" `two_tower`, its generator, and "adversarial" `baseline`, which is
+            REINFORCE's; "joint", "generator" and "discriminator" need nothing.
 
     The look-up of the padding token gives its embedding no gradient, as in transformers; a tied output projection does.
     The original draws positions with replacement and averages the ids of tokens drawn twice; here they are distinct.
@@ -102,10 +117,18 @@ class ElectraForJointPreTraining(nn.Module):
         generator_weight: float = 1.0,
         discriminator_weight: float = 50.0,
         tie: str = "shared",
+        objectives: Sequence[str] = ("joint",),
     ) -> None:
         super().__init__()
         if tie not in TIE_CHOICES:
             raise ValueError(f"tie must be one of {', '.join(TIE_CHOICES)}; got {tie!r}")
+        for objective in objectives:
+            _check_objective(objective)
+            if objective in _OBJECTIVES_OF_SAMPLES and (temperature != 1.0 or disallow_correct):
+                raise ValueError(
+                    f"objective {objective!r} needs samples that are the generator's: temperature 1 and "
+                    f"disallow_correct False; got {temperature} and {disallow_correct}"
+                )
         _check_configs(generator_config, discriminator_config, tie)
         self.mask_token_id = mask_token_id
         self.never_mask_ids = tuple(never_mask_ids)
@@ -117,10 +140,14 @@ class ElectraForJointPreTraining(nn.Module):
         self.generator_weight = generator_weight
         self.discriminator_weight = discriminator_weight
         self.tie = tie
+        self.objectives = tuple(objectives)
 
         self.discriminator = ElectraForPreTraining(copy.deepcopy(discriminator_config))
         self.generator = ElectraForMaskedLM(copy.deepcopy(generator_config))
         self._tie_towers()
+        self.mlm_head = MaskedLMHead(self.discriminator.config) if "mlm" in objectives else None
+        self.two_tower = TwoTowerGenerator(generator_config) if "electric" in objectives else None
+        self.baseline = nn.Linear(generator_config.hidden_size, 1, bias=False) if "adversarial" in objectives else None
         initialize_weights(self, std=discriminator_config.initializer_range)
 
     def _tie_towers(self) -> None:
@@ -130,6 +157,10 @@ class ElectraForJointPreTraining(nn.Module):
             source, target = self.discriminator.electra.embeddings, self.generator.electra.embeddings
             for name in TIED_EMBEDDINGS:
                 setattr(target, name, getattr(source, name))
+        elif self.tie == "gdes":
+            source, target = self.generator.electra.embeddings, self.discriminator.electra.embeddings
+            for name in DELTA_EMBEDDINGS:
+                setattr(target, name, DeltaEmbedding(getattr(source, name)))
         self.generator.tie_weights()
 
     def forward(
@@ -145,6 +176,7 @@ class ElectraForJointPreTraining(nn.Module):
         masked_count: Tensor | float | None = None,
         token_count: Tensor | float | None = None,
         max_seqlen: int | None = None,
+        objective: str = "joint",
     ) -> JointPreTrainingOutput:
         """Mask, let the generator fill in, let the discriminator judge, and return both losses.
 
@@ -163,10 +195,16 @@ class ElectraForJointPreTraining(nn.Module):
                 of the whole global batch, and accumulation and ranks change nothing.
             max_seqlen: of packed input, no less than its longest sequence, which on a GPU is not checked. None: looks,
                 for which a GPU must be waited for; in a compiled graph: the position table's size.
+            objective: "joint"; "generator": its masked language modelling alone; "discriminator": it alone, of what
+                the generator samples without gradients and without dropout; "mlm": masked language modelling of the
+                discriminator's encoder; "electric", "adversarial": see the modules of these names. What is not computed
+                is None in the result; `loss` is the weighted sum of what is trained.
 
         Raises:
-            ValueError: shapes that don't fit together, or sequences longer than the position table.
+            ValueError: an objective that is unknown, or that the constructor was not told of; shapes that don't fit
+                together; sequences longer than the position table.
         """
+        _check_objective(objective)
         packing = self.packing(input_ids, attention_mask, cu_seqlens, max_seqlen)
         if token_type_ids is not None and token_type_ids.shape != input_ids.shape:
             raise ValueError(
@@ -174,44 +212,18 @@ class ElectraForJointPreTraining(nn.Module):
             )
         if token_type_ids is not None and not packing.is_packed:
             token_type_ids = packing.unpad(token_type_ids)
-        corruption = self.corrupt(
-            input_ids if packing.is_packed else packing.unpad(input_ids),
-            packing,
-            token_type_ids=token_type_ids,
-            sequence_ids=sequence_ids,
-            seed=seed,
-            mask_seed=mask_seed,
-            num_masked=num_masked,
+        options: dict[str, Any] = {"sequence_ids": sequence_ids, "seed": seed, "mask_seed": mask_seed}
+        flat_ids = input_ids if packing.is_packed else packing.unpad(input_ids)
+        inputs = FlatInputs(
+            flat_ids, packing, token_type_ids, options | {"num_masked": num_masked}, masked_count, token_count
         )
-        logits = self.discriminate(
-            corruption.corrupted_ids,
-            packing,
-            token_type_ids=token_type_ids,
-            seed=corruption.seed,
-            row_ids=corruption.row_ids,
-        )
-        rtd = rtd_bce(logits, corruption.is_replaced, packing.is_real)
-
-        if masked_count is None:
-            masked_count = corruption.masked.weights.sum().clamp(min=1)
-        if token_count is None:
-            token_count = rtd.count.clamp(min=1)
-        generator_loss = corruption.loss_sum / masked_count
-        discriminator_loss = rtd.loss_sum / token_count
-        corrupted_ids = corruption.corrupted_ids
-        if not packing.is_packed:
-            corrupted_ids = packing.pad(corrupted_ids)
+        output = OBJECTIVES[objective](self, inputs)
+        if output.corrupted_ids is not None and not packing.is_packed:
+            corrupted_ids = packing.pad(output.corrupted_ids)
             if packing.padding_mask is not None:
                 corrupted_ids = torch.where(packing.padding_mask, corrupted_ids, input_ids)
-        return JointPreTrainingOutput(
-            loss=self.generator_weight * generator_loss + self.discriminator_weight * discriminator_loss,
-            generator_loss=generator_loss.detach(),
-            discriminator_loss=discriminator_loss.detach(),
-            masked=corruption.masked,
-            sampled_ids=corruption.sampled_ids,
-            corrupted_ids=corrupted_ids,
-            rtd=RTDLoss(rtd.loss_sum.detach(), *rtd[1:]),  # torch 2.11 can't compile `_replace`
-        )
+            output.corrupted_ids = corrupted_ids
+        return output
 
     def packing(
         self,
@@ -249,22 +261,17 @@ class ElectraForJointPreTraining(nn.Module):
             return packing_of_mask(attention_mask)
         return packing_of_full(*input_ids.shape, input_ids.device)
 
-    def corrupt(
+    def mask(
         self,
         input_ids: Tensor,
         packing: Packing,
         *,
-        token_type_ids: Tensor | None = None,
         sequence_ids: Tensor | None = None,
         seed: Tensor | int | None = None,
         mask_seed: Tensor | int | None = None,
         num_masked: int | None = None,
-        with_argmax: bool = False,
-    ) -> Corruption:
-        """The generator's half: mask flat `input_ids` [T], predict, sample, and put the samples in.
-
-        `token_type_ids` is flat too; the other arguments are those of `forward`.
-        """
+    ) -> Masking:
+        """Choose the tokens of flat `input_ids` [T] to predict; the other arguments are those of `forward`."""
         device = input_ids.device
         seed = draw_seed(device) if seed is None else as_seed(seed, device)
         mask_seed = splitmix64(seed) if mask_seed is None else as_seed(mask_seed, device)
@@ -298,20 +305,39 @@ class ElectraForJointPreTraining(nn.Module):
             seed=mask_seed,
             row_ids=row_ids,
         )
-        hidden_states = encode(
-            self.generator.electra,
+        return Masking(masked, seed, row_ids)
+
+    def corrupt(
+        self,
+        input_ids: Tensor,
+        packing: Packing,
+        *,
+        token_type_ids: Tensor | None = None,
+        predictor: str = "generator",
+        with_argmax: bool = False,
+        **options: Any,
+    ) -> Corruption:
+        """The generator's half: mask flat `input_ids` [T], predict, sample, and put the samples in.
+
+        `token_type_ids` is flat too; `predictor` is who predicts, "generator" or "mlm", the discriminator's encoder
+        with `mlm_head`; `options` are those of `mask`.
+        """
+        tower, stream, predictions, weight, bias = self._predictor(predictor)
+        masked, seed, row_ids = self.mask(input_ids, packing, **options)
+        states = encode(
+            tower,
             FlatBatch(packing, seed, row_ids),
             input_ids=masked.input_ids,
             token_type_ids=token_type_ids,
-            stream=GENERATOR_STREAM,
+            stream=stream,
             rows=masked.positions,
         )
-        hidden = generator_hidden(self.generator.generator_predictions, hidden_states)  # [M, E]
+        hidden = generator_hidden(predictions, states)  # [M, E]
         head = linear_cross_entropy_sample_with_argmax if with_argmax else linear_cross_entropy_sample
         loss_sum, nll, sampled_ids, *argmax_ids = head(
             hidden,
-            self.generator.generator_lm_head.weight,
-            self.generator.generator_lm_head.bias,
+            weight,
+            bias,
             masked.labels,
             masked.weights,
             temperature=self.temperature,
@@ -322,7 +348,29 @@ class ElectraForJointPreTraining(nn.Module):
         )
         corrupted_ids, is_replaced = corrupt_tokens(input_ids, masked.positions, sampled_ids, masked.weights)
         argmax = argmax_ids[0] if argmax_ids else None
-        return Corruption(masked, loss_sum, nll, sampled_ids, argmax, corrupted_ids, is_replaced, seed, row_ids)
+        return Corruption(
+            masked, loss_sum, nll, sampled_ids, argmax, corrupted_ids, is_replaced, seed, row_ids, states, hidden
+        )
+
+    def _predictor(self, name: str) -> tuple[nn.Module, int, nn.Module, Tensor, Tensor]:
+        """Who fills in masked tokens: encoder, stream of its dropout, head, and the projection's weight and bias."""
+        if name == "generator":
+            lm = self.generator
+            head = lm.generator_lm_head
+            return lm.electra, GENERATOR_STREAM, lm.generator_predictions, head.weight, head.bias
+        head, tower = self.made_for("mlm", self.mlm_head), self.discriminator.electra
+        return tower, DISCRIMINATOR_STREAM, head, tower.embeddings.word_embeddings.weight, head.bias
+
+    def made_for(self, objective: str, module: nn.Module | None) -> nn.Module:
+        """The `module` that only `objective` needs.
+
+        Raises:
+            ValueError: the constructor was not told of the objective.
+        """
+        if module is None:
+            objectives = (*self.objectives, objective)
+            raise ValueError(f"objective {objective!r} needs a module of its own: objectives={objectives} makes it")
+        return module
 
     def discriminate(
         self,
@@ -346,14 +394,95 @@ class ElectraForJointPreTraining(nn.Module):
         )
         return self.discriminator.discriminator_predictions(hidden_states)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `folder/generator`, `folder/discriminator` (transformers loads both) and `folder/electra_fast.json`."""
+    @torch.no_grad()
+    def initialize_discriminator(self) -> bool:
+        """Give the discriminator's encoder the generator's weights, the second stage of two-stage training.
+
+        Where the towers differ in size it gets the embeddings alone, with a warning. Parameters change in place, so an
+        optimizer of before goes on; it still has moments of the discriminator's training, if there was any.
+        Source: ELECTRA paper, section 3.2.
+
+        Returns:
+            Whether it was the whole encoder.
+
+        Raises:
+            ValueError: not even the embeddings are of one size.
+        """
+        source, target = self.generator.electra, self.discriminator.electra
+        weights = source.state_dict()
+        if self.tie == "gdes":  # sg(E_G) + 0 is E_G
+            for name in DELTA_EMBEDDINGS:
+                weights[f"embeddings.{name}.delta"] = torch.zeros_like(weights.pop(f"embeddings.{name}.weight"))
+        shapes = {name: weight.shape for name, weight in weights.items()}
+        expected = {name: weight.shape for name, weight in target.state_dict().items()}
+        is_whole = shapes == expected
+        if not is_whole:
+            names = [name for name in expected if name.startswith("embeddings.")]
+            wrong = next((name for name in names if shapes[name] != expected[name]), None)
+            if wrong is not None:
+                raise ValueError(
+                    f"the discriminator can't start from the generator, whose {wrong} is {tuple(shapes[wrong])}, not "
+                    f"{tuple(expected[wrong])}: give both towers one embedding_size and max_position_embeddings"
+                )
+            warnings.warn(
+                "the discriminator starts from the generator's embeddings alone: its layers are of another size or "
+                "number than the generator's",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            weights = {name: weights[name] for name in names}
+        target.load_state_dict(weights, strict=is_whole)
+        return is_whole
+
+    def save_pretrained(self, folder: str | Path) -> list[Path]:
+        """Write the model so that `from_pretrained` gives it back and transformers loads its parts.
+
+        `folder/generator` and, with an `mlm_head`, `folder/mlm` are checkpoints of ElectraForMaskedLM,
+        `folder/discriminator` of ElectraForPreTraining, with its embeddings summed where they are a sum ("gdes").
+        `folder/electra_fast.json` has the options, `folder/electra_fast.safetensors` the weights that are in no
+        checkpoint, if there are any.
+
+        Returns:
+            The checkpoints' folders.
+        """
         folder = Path(folder)
+        weights = folded(self.discriminator)
         with hidden_progress_bars():
             self.generator.save_pretrained(folder / "generator")
-            self.discriminator.save_pretrained(folder / "discriminator")
+            self.discriminator.save_pretrained(
+                folder / "discriminator", state_dict=dict(weights)
+            )  # it empties what it is given
+            if self.mlm_head is not None:
+                self._masked_lm(weights).save_pretrained(folder / "mlm")
+        others = {name: tensor.contiguous() for name, tensor in self._weights_of_no_checkpoint().items()}
+        if others:
+            save_file(others, folder / OTHER_WEIGHTS)
+        else:
+            (folder / OTHER_WEIGHTS).unlink(missing_ok=True)
         options = {"format_version": FORMAT_VERSION, **{name: getattr(self, name) for name in OPTIONS}}
         (folder / "electra_fast.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+        names = ("generator", "discriminator") if self.mlm_head is None else ("generator", "discriminator", "mlm")
+        return [folder / name for name in names]
+
+    def _masked_lm(self, discriminator: dict[str, Tensor]) -> ElectraForMaskedLM:
+        """The discriminator's encoder, whose weights are given, under `mlm_head`; for saving."""
+        weights = {name: tensor for name, tensor in discriminator.items() if name.startswith("electra.")}
+        weights |= {f"generator_predictions.{name}": tensor for name, tensor in self.mlm_head.state_dict().items()}
+        weights["generator_lm_head.bias"] = weights.pop("generator_predictions.bias")
+        weights["generator_lm_head.weight"] = weights["electra.embeddings.word_embeddings.weight"]
+        with torch.device("meta"):  # neither memory nor random numbers for weights that are replaced at once
+            model = ElectraForMaskedLM(copy.deepcopy(self.discriminator.config))
+        model.load_state_dict(weights, assign=True)
+        model.tie_weights()
+        return model
+
+    def _weights_of_no_checkpoint(self) -> dict[str, Tensor]:
+        """What neither `generator` nor `discriminator` of a saved folder hold, under its name in this model."""
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if name.endswith(".delta") or not name.startswith(("generator.", "discriminator."))
+        }
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ElectraForJointPreTraining:
@@ -361,6 +490,7 @@ class ElectraForJointPreTraining(nn.Module):
 
         Raises:
             FileNotFoundError: a part is missing. ValueError: it was written by a newer format.
+            RuntimeError: a part is of another model.
         """
         folder = Path(folder)
         options = json.loads((folder / "electra_fast.json").read_text(encoding="utf-8"))
@@ -373,8 +503,13 @@ class ElectraForJointPreTraining(nn.Module):
             generator = ElectraForMaskedLM.from_pretrained(folder / "generator")
             discriminator = ElectraForPreTraining.from_pretrained(folder / "discriminator")
         model = cls(generator.config, discriminator.config, **options)
-        model.generator.load_state_dict(generator.state_dict())
-        model.discriminator.load_state_dict(discriminator.state_dict())
+        weights = {f"generator.{name}": tensor for name, tensor in generator.state_dict().items()}
+        weights |= {f"discriminator.{name}": tensor for name, tensor in discriminator.state_dict().items()}
+        if model._weights_of_no_checkpoint():
+            weights |= load_file(folder / OTHER_WEIGHTS)
+        # A table that is saved as a sum comes back as its parts.
+        sums = {f"discriminator.{name}.weight" for name in delta_names(model.discriminator)}
+        model.load_state_dict({name: tensor for name, tensor in weights.items() if name not in sums})
         return model
 
 
@@ -389,7 +524,13 @@ OPTIONS = (
     "generator_weight",
     "discriminator_weight",
     "tie",
+    "objectives",
 )
+
+
+def _check_objective(name: str) -> None:
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {name!r}")
 
 
 def _check_configs(generator: ElectraConfig, discriminator: ElectraConfig, tie: str) -> None:

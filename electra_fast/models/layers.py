@@ -16,6 +16,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation
 
 from electra_fast.attention import attention
+from electra_fast.models.gdes import DeltaEmbedding
 from electra_fast.ops.embedding import embedding_layer_norm
 from electra_fast.ops.gelu import bias_gelu
 from electra_fast.ops.layer_norm import dropout_add_layer_norm, layer_norm
@@ -32,6 +33,7 @@ class FlatBatch(NamedTuple):
     seed: Tensor | None  # of the dropout, int64 0-d
     row_ids: Tensor | None  # int64 [T], names of the tokens for the dropout; None: 0..T-1
     backend: str | None = None  # of attention; None: the fastest
+    is_causal: bool = False  # a token attends to itself and those before it
 
 
 class FlatEmbeddings:
@@ -55,11 +57,12 @@ class FlatEmbeddings:
             return super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
         if position_ids is None:
             position_ids = self.position_ids[:, past_key_values_length : past_key_values_length + input_ids.shape[1]]
+        table, word_ids, padding_idx = _table(word, input_ids.reshape(-1))
         rows = embedding_layer_norm(
-            input_ids.reshape(-1),
+            word_ids,
             None if token_type_ids is None else token_type_ids.expand_as(input_ids).reshape(-1),
             position_ids.expand_as(input_ids).reshape(-1),
-            word.weight,
+            table,
             types.weight,
             positions.weight,
             self.LayerNorm.weight,
@@ -69,7 +72,7 @@ class FlatEmbeddings:
             seed=seed,
             stream=stream,
             row_ids=row_ids,
-            padding_idx=word.padding_idx,
+            padding_idx=padding_idx,
         )
         return rows.view(*input_ids.shape, -1)
 
@@ -134,6 +137,7 @@ def _attend(module: nn.Module, hidden_states: Tensor, flat: FlatBatch, stream: i
         row_ids=flat.row_ids,
         scale=module.scaling,
         backend=flat.backend,
+        is_causal=flat.is_causal,
     )
     return context.flatten(1).unsqueeze(0)
 
@@ -239,7 +243,16 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return all(type(weight) in (nn.Parameter, Tensor) for weight in module._parameters.values())
 
 
+def _table(word: nn.Module, input_ids: Tensor) -> tuple[Tensor, Tensor, int | None]:
+    """Table [V, E], ids [T] of its rows, and the row that gets no gradient, of the look-up `word(input_ids)`."""
+    if isinstance(word, DeltaEmbedding):
+        return word(input_ids), torch.arange(input_ids.shape[0], device=input_ids.device), None
+    return word.weight, input_ids, word.padding_idx
+
+
 def _is_plain_table(module: nn.Module) -> bool:
+    if is_plain(module, DeltaEmbedding):
+        return True
     # These options of nn.Embedding change weights or their gradients.
     return is_plain(module, nn.Embedding) and not (module.max_norm or module.sparse or module.scale_grad_by_freq)
 

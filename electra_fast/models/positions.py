@@ -11,6 +11,8 @@ from transformers import PretrainedConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings
 from transformers.models.electra.modeling_electra import ElectraEmbeddings
 
+from electra_fast.models.gdes import DeltaEmbedding
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -44,7 +46,9 @@ def resize_position_embeddings(model: Model, length: int) -> Model:
     if not embeddings:
         raise ValueError(f"{type(model).__name__} has no ELECTRA or BERT model of transformers in it")
     for table in {id(module.position_embeddings): module.position_embeddings for module in embeddings}.values():
-        table.weight = nn.Parameter(_interpolated(table.weight, length), requires_grad=table.weight.requires_grad)
+        name = "delta" if isinstance(table, DeltaEmbedding) else "weight"  # a sum, interpolated, is the sum of the two
+        old = getattr(table, name)
+        setattr(table, name, nn.Parameter(_interpolated(old, length), requires_grad=old.requires_grad))
         table.num_embeddings = length
     for module in embeddings:
         ids = module.position_ids

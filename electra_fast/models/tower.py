@@ -48,6 +48,7 @@ def encode(
     position_ids: Tensor | None = None,
     stream: int = 0,
     rows: Tensor | None = None,
+    embeddings: nn.Module | None = None,
 ) -> Tensor:
     """Hidden states [T, H] of flat `input_ids` [T] or `inputs_embeds` [T, E]; those of the tail mean nothing.
 
@@ -59,10 +60,11 @@ def encode(
         stream: the first of the STREAMS_PER_TOWER streams that the tower's dropout uses.
         rows: int64 [R], the tokens whose hidden states are wanted; the result is [R, H], and the last layer computes no
             others. None: all.
+        embeddings: another module's; None: the tower's own.
     """
     if position_ids is None:
         position_ids = flat.packing.padded_index % max(flat.packing.max_seqlen, 1)
-    embeddings = tower.embeddings
+    embeddings = tower.embeddings if embeddings is None else embeddings
     noise: dict[str, Any] = {}
     if isinstance(embeddings, FlatEmbeddings):
         noise = {"seed": flat.seed, "stream": stream, "row_ids": flat.row_ids}

@@ -106,7 +106,7 @@ def check_stream(stream: int) -> int:
 def splitmix64(x: Int64) -> Int64:
     """SplitMix64's output for state `x` (Steele et al., 2014): a bijection of the 64-bit numbers that mixes all bits.
 
-    Takes an int or an int64 tensor and gives the same kind back, as a signed 64-bit number.
+    Takes an int, an int64 tensor or an int64 array and gives the same kind back, as a signed 64-bit number.
     """
     x = _signed(x + _GOLDEN)
     x = _signed((x ^ _shift(x, 30)) * _MIX1)

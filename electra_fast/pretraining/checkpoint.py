@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -14,10 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from electra_fast.arguments import shown
 from electra_fast.data.checksum import file_sha256, sealed, unsealed
 from electra_fast.files import flush
 
 FORMAT_VERSION = 1
+TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
+_NAME = re.compile(r"step-\d{8,10}")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -42,26 +47,36 @@ def save_checkpoint(
         OSError, SafetensorError: it can't be written, e.g. for want of space; the folder is then as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for rest in folder.glob(".step-*"):  # of a save or a deletion that was cut short
+        _delete(rest)
     target = folder / f"step-{step:08d}"
     aside = folder / f".{target.name}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     try:
+        aside.mkdir()
         _write(aside, step, model, optimizer, state)
     except BaseException as error:
-        shutil.rmtree(aside)
+        shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, OSError) and error.filename is None:  # no space: say at least where
             error.filename = str(target)
         raise
-    if target.exists():
-        shutil.rmtree(target)
+    _delete(target)
     aside.rename(target)
     flush(folder)
     checkpoints = list_checkpoints(folder)
     later = checkpoints.index(target) + 1
     for path in checkpoints[: max(later - keep, 0)] + checkpoints[later:]:
-        shutil.rmtree(path)
+        _delete(path)
     return target
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder, under another name first: cut short, it must not look like a checkpoint. Of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
+        doomed = path.with_name(f".{path.name.lstrip('.')}.deleted")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write(aside: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -77,8 +92,12 @@ def _write(aside: Path, step: int, model: nn.Module, optimizer: torch.optim.Opti
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    """The checkpoints in `folder`, oldest first."""
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def load_newest(
@@ -120,23 +139,22 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     """
     state = read_state(path)
     named = dict(model.named_parameters())
-    targets = {"model.safetensors": {name: p.data for name, p in named.items()}}
-    targets["optimizer.safetensors"] = _optimizer_tensors(named, optimizer)
+    model_tensors = {name: p.data for name, p in named.items()}
+    targets = dict(zip(TENSOR_FILES, (model_tensors, _optimizer_tensors(named, optimizer)), strict=True))
     loaded = {}
     for file, tensors in targets.items():
+        _check_is_file(path / file)
+        if file_sha256(path / file) != state["checksums"].get(file):
+            raise DamagedCheckpoint(f"{path / file} is damaged: its sha256 is not the one in state.json")
         try:
-            if file_sha256(path / file) != state["checksums"].get(file):
-                raise DamagedCheckpoint(f"{path / file} is damaged: its sha256 is not the one in state.json")
             loaded[file] = load_file(path / file)
-        except (FileNotFoundError, SafetensorError) as error:
+        except SafetensorError as error:
             raise DamagedCheckpoint(f"{path / file} can't be read: {_reason(error)}") from error
-        shapes = {name: tuple(t.shape) for name, t in loaded[file].items()}
-        expected = {name: tuple(t.shape) for name, t in tensors.items()}
-        if shapes != expected:
-            name = next(name for name in {**shapes, **expected} if shapes.get(name) != expected.get(name))
-            raise CheckpointError(
-                f"{path / file} is of another model: {name} is {shapes.get(name)} there and {expected.get(name)} here"
-            )
+        found, expected = _kinds(loaded[file]), _kinds(tensors)
+        if found != expected:
+            name = next(name for name in {**found, **expected} if found.get(name) != expected.get(name))
+            there, here = found.get(name, "missing"), expected.get(name, "missing")
+            raise CheckpointError(f"{path / file} is of another model: {name} is {there} there and {here} here")
     with torch.no_grad():
         for file, tensors in targets.items():
             for name, tensor in tensors.items():
@@ -152,20 +170,51 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: it is of a newer format.
     """
     file = path / "state.json"
+    _check_is_file(file)
     try:
         state = unsealed(json.loads(file.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"{file} is damaged: {_reason(error)}") from error
-    version = state["format_version"]
-    if version > FORMAT_VERSION:
+    version = state.get("format_version")
+    if type(version) is int and version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has checkpoint format {version}; this electra-fast reads up to {FORMAT_VERSION}: upgrade it"
         )
+    if version != FORMAT_VERSION or state.get("step") != _step_of(path):
+        raise DamagedCheckpoint(f"{file} is damaged: it is not of {path.name}")
+    if not isinstance(state.get("checksums"), dict):
+        raise DamagedCheckpoint(f"{file} is damaged: it holds no checksums")
     return state
 
 
+def check_state(path: Path, state: dict[str, Any], **kinds: type | tuple[type, ...]) -> None:
+    """Raises DamagedCheckpoint unless the state of checkpoint `path` has each key, and a value of its type; numbers are
+    finite, whole ones at least 0."""
+    for key, kind in kinds.items():
+        value = state.get(key)
+        fits = isinstance(value, kind) and not isinstance(value, bool) and (key in state)
+        if fits and isinstance(value, (int, float)):
+            fits = abs(value) < math.inf and (value >= 0 or isinstance(value, float))
+        if not fits:
+            raise DamagedCheckpoint(f"{path / 'state.json'} is damaged: {key} is {shown(value)}")
+
+
+def _check_is_file(path: Path) -> None:
+    """A link may lead to another run, or out of this one, and a pipe nowhere."""
+    if path.parent.is_symlink() or path.is_symlink():
+        raise DamagedCheckpoint(
+            f"{path} can't be used: it is, or lies in, a link, and a checkpoint holds its own files"
+        )
+    if not path.is_file():
+        raise DamagedCheckpoint(f"{path} is {'no file' if path.exists() else 'missing'}")
+
+
+def _kinds(tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {name: f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in tensors.items()}
+
+
 def _reason(error: Exception) -> str:
-    return "it is missing" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0][:200]
+    return " ".join(str(error).split())[:200]
 
 
 def _optimizer_tensors(named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import reprlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,7 @@ class ConfigError(ValueError):
     """A setting the user can mend; the message says which and how."""
 
 
+MASK_UNITS = ("token", "word", "span", "entity")  # as in data/loader.py, which this module need not import
 COUNT = "between 1 and 2**31 - 1"  # what tensors' sizes and int32 tables can hold
 
 
@@ -29,6 +31,10 @@ def _is_count(value: int) -> bool:
 
 def _is_positive(value: float) -> bool:
     return 0 < value < math.inf
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _check(condition: bool, key: str, value: Any, expected: str) -> None:
@@ -88,7 +94,8 @@ class ModelConfig:
         attention_probs_dropout_prob: dropout of the attention probabilities.
         initializer_range: deviation of the truncated normal that initialises matrices.
         glorot: Glorot-uniform embedding projection and RTD output layer, as in the original; false: truncated normal.
-        tie: embeddings "shared" between the towers, "untied", or "all" (the whole encoder).
+        tie: embeddings "shared" between the towers, "untied", "all" (the whole encoder), or "gdes" (the discriminator's
+            follow the generator's and add a difference of their own).
     """
 
     embedding_size: int = 128
@@ -123,7 +130,7 @@ class ModelConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             _check(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)")
         _check(_is_positive(self.initializer_range), "model.initializer_range", self.initializer_range, "positive")
-        _check(self.tie in ("shared", "untied", "all"), "model.tie", self.tie, "shared, untied or all")
+        _check(self.tie in ("shared", "untied", "all", "gdes"), "model.tie", self.tie, "shared, untied, all or gdes")
 
 
 @dataclass
@@ -159,42 +166,179 @@ class ObjectiveConfig:
 
 
 @dataclass
+class StageConfig:
+    """A part of a curriculum: batches of another size for so many steps.
+
+    Args:
+        steps: of this stage; null for the last, which goes on to the end.
+        max_length: tokens a sequence; null: data.max_length.
+        batch_size: sequences a step; null, without batch_tokens: as in `data`.
+        batch_tokens: tokens a step, instead of batch_size.
+    """
+
+    steps: int | None = None
+    max_length: int | None = None
+    batch_size: int | None = None
+    batch_tokens: int | None = None
+
+
+@dataclass
 class DataConfig:
     """Prepared corpora (`electra-fast prepare`) and how they are cut into batches.
 
     Args:
-        train: folder of the corpus to learn from.
+        train: folder of the corpus to learn from, or a list of several to be mixed.
+        weights: shares of several corpora in the sequences, in any scale; null: by their sizes.
+        alpha: without weights, shares are size^alpha: 1 in proportion, 0 even; 0.3 is usual for languages.
         valid: folder of a corpus for held-out metrics, prepared with the same tokenizer; null: none.
-        max_length: tokens a sequence, [CLS] and [SEP] included.
+        max_length: tokens a sequence, special tokens included.
         batch_size: sequences a step.
+        batch_tokens: about so many tokens a step, instead of batch_size; null: batch_size.
+        fixed_shapes: the same number of tokens in every batch, the rest being padding that belongs to no sequence.
+        segments: 1, or 2 for the original's examples [CLS] A [SEP] B [SEP].
+        join_documents: a sequence goes on in the next document, [SEP] between; false: none reaches over a document's end.
+        mask_units: what is masked whole: token, word, span (of words) or entity; other than token, see prepare --units.
+        curriculum: stages, each with steps, max_length, and batch_size or batch_tokens; empty: one, of the above.
     """
 
-    train: str = ""
+    train: list[str] | str = ""
+    weights: list[float] | None = None
+    alpha: float = 1.0
     valid: str | None = None
     max_length: int = 128
     batch_size: int = 128
+    batch_tokens: int | None = None
+    fixed_shapes: bool = False
+    segments: int = 1
+    join_documents: bool = False
+    mask_units: str = "token"
+    curriculum: list[StageConfig] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _check(3 <= self.max_length <= 8192, "data.max_length", self.max_length, "between 3 and 8192")
-        _check(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1")
+        for path in (*self.train_corpora, self.valid or ""):
+            _check_path("data.train" if path in self.train_corpora else "data.valid", path)
+        if isinstance(self.train, list):
+            _check(len(self.train) > 0 and all(self.train), "data.train", self.train, "a folder or a list of folders")
+        if self.weights is not None:
+            count = len(self.train_corpora)
+            _check(
+                len(self.weights) == count, "data.weights", self.weights, f"one for each of {count} corpora, or null"
+            )
+            _check(all(map(_is_positive, self.weights)), "data.weights", self.weights, "positive numbers")
+        _check(0 <= self.alpha <= 1, "data.alpha", self.alpha, "in [0, 1]")
+        _check(self.segments in (1, 2), "data.segments", self.segments, "1 or 2")
+        _check(self.mask_units in MASK_UNITS, "data.mask_units", self.mask_units, "token, word, span or entity")
+        self._check_size("data", self.stage(StageConfig()))
+        for number, stage in enumerate(self.curriculum):
+            key, last = f"data.curriculum[{number}]", number == len(self.curriculum) - 1
+            if not last:
+                _check(stage.steps is not None and _is_count(stage.steps), f"{key}.steps", stage.steps, COUNT)
+            _check(not last or stage.steps is None, f"{key}.steps", stage.steps, "null: the last stage goes on")
+            both = stage.batch_size is not None and stage.batch_tokens is not None
+            _check(not both, key, stage, "given batch_size or batch_tokens, not both")
+            self._check_size(key, self.stage(stage))
+
+    def _check_size(self, key: str, stage: StageConfig) -> None:
+        shortest = 3 if self.segments == 1 else 8
+        allowed = f"between {shortest} and 8192"
+        _check(shortest <= stage.max_length <= 8192, f"{key}.max_length", stage.max_length, allowed)
+        _check(stage.batch_size >= 1, f"{key}.batch_size", stage.batch_size, "at least 1")
         _check(  # cu_seqlens is int32
-            self.batch_size * self.max_length < 2**31,
-            "data.batch_size",
-            self.batch_size,
-            f"less than 2**31 / max_length ({self.max_length})",
+            stage.batch_size * stage.max_length < 2**31,
+            f"{key}.batch_size",
+            stage.batch_size,
+            f"less than 2**31 / max_length ({stage.max_length})",
         )
-        _check_path("data.train", self.train)
-        _check_path("data.valid", self.valid or "")
+        least = 2 * stage.max_length if self.fixed_shapes else stage.max_length
+        _check(
+            stage.batch_tokens is None or least <= stage.batch_tokens < 2**30,
+            f"{key}.batch_tokens",
+            stage.batch_tokens,
+            f"between {least}, {'two sequences' if self.fixed_shapes else 'a sequence'}, and 2**30, or null",
+        )
+
+    @property
+    def train_corpora(self) -> list[str]:
+        """The folders to learn from, one or several."""
+        return self.train if isinstance(self.train, list) else [self.train]
+
+    @property
+    def longest(self) -> int:
+        """The longest max_length of all stages."""
+        return max(stage.max_length for stage in self.stages())
+
+    def stages(self) -> list[StageConfig]:
+        """The curriculum with all that is left out filled in; one stage where there is none."""
+        return [self.stage(stage) for stage in self.curriculum or [StageConfig()]]
+
+    def stage(self, stage: StageConfig) -> StageConfig:
+        """A stage with what it leaves out taken from here."""
+        own = stage.batch_size is not None or stage.batch_tokens is not None
+        return StageConfig(
+            steps=stage.steps,
+            max_length=self.max_length if stage.max_length is None else stage.max_length,
+            batch_size=self.batch_size if stage.batch_size is None else stage.batch_size,
+            batch_tokens=stage.batch_tokens if own else self.batch_tokens,
+        )
+
+
+OBJECTIVES = ("joint", "generator", "discriminator", "alternate", "mlm", "electric", "adversarial")
+LR_SCHEDULES = ("paper", "wsd", "cosine", "constant")
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+@dataclass
+class PhaseConfig:
+    """A part of a run with one objective. It ends at the first of its limits that is reached.
+
+    Args:
+        objective: joint, generator, discriminator, alternate (generator and discriminator by turns), mlm, electric or
+            adversarial.
+        steps: most steps; null, and epochs null too: training.steps.
+        epochs: most passes over the corpus.
+        patience: end after so many evaluations on data.valid in a row without a lower loss; null: never.
+        lr: peak learning rate; null: optimizer.lr.
+        warmup_steps: steps over which the rate rises from 0; null: optimizer.warmup_steps.
+        turn_steps: of alternate: steps of a tower's turn; null: an epoch.
+        discriminator_from_generator: before it begins, copy the generator's weights into the discriminator's wherever
+            both have a layer of the same name and size.
+    """
+
+    objective: str = "joint"
+    steps: int | None = None
+    epochs: float | None = None
+    patience: int | None = None
+    lr: float | None = None
+    warmup_steps: int | None = None
+    turn_steps: int | None = None
+    discriminator_from_generator: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.objective in OBJECTIVES, "objective", self.objective, _one_of(OBJECTIVES))
+        for name in ("steps", "patience", "turn_steps"):
+            value = getattr(self, name)
+            _check(value is None or _is_count(value), name, value, f"{COUNT}, or null")
+        for name in ("epochs", "lr"):
+            value = getattr(self, name)
+            _check(value is None or _is_positive(value), name, value, "positive, or null")
+        warmup = self.warmup_steps
+        _check(warmup is None or 0 <= warmup < 2**31, "warmup_steps", warmup, "between 0 and 2**31 - 1, or null")
+        takes_turns = self.turn_steps is None or self.objective == "alternate"
+        _check(takes_turns, "turn_steps", self.turn_steps, f"null where the objective is {self.objective}")
 
 
 @dataclass
 class OptimizerConfig:
-    """Adam with decoupled weight decay and the paper's schedule: lr * (1 - t / steps) * min(1, t / warmup_steps).
+    """Adam with decoupled weight decay, and how the learning rate goes over the steps of a phase.
 
     Args:
         lr: peak learning rate.
+        lr_schedule: paper: lr * (1 - t / steps) * min(1, t / warmup_steps); wsd: warm-up, stable, decay; cosine: to 0
+            after the warm-up; constant after the warm-up.
         warmup_steps: steps over which the rate rises from 0.
-        decay_in_warmup: the linear decay runs from step 0, as in the original; false: it starts after the warm-up.
+        decay_in_warmup: of paper: the linear decay runs from step 0, as in the original; false: it starts after the
+            warm-up.
+        decay_share: of wsd: the share of the steps, the last ones, over which the rate falls to 0, as 1 - sqrt(x).
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         eps: added to the root of the second moment.
@@ -204,8 +348,10 @@ class OptimizerConfig:
     """
 
     lr: float = 5e-4
+    lr_schedule: str = "paper"
     warmup_steps: int = 10_000
     decay_in_warmup: bool = True
+    decay_share: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-6
@@ -215,6 +361,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _check(_is_positive(self.lr), "optimizer.lr", self.lr, "positive")
+        _check(self.lr_schedule in LR_SCHEDULES, "optimizer.lr_schedule", self.lr_schedule, _one_of(LR_SCHEDULES))
+        _check(0 <= self.decay_share <= 1, "optimizer.decay_share", self.decay_share, "in [0, 1]")
         _check(0 <= self.warmup_steps < 2**31, "optimizer.warmup_steps", self.warmup_steps, "between 0 and 2**31 - 1")
         for name in ("beta1", "beta2"):
             _check(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "in [0, 1)")
@@ -223,29 +371,87 @@ class OptimizerConfig:
         _check(_is_positive(self.clip_norm), "optimizer.clip_norm", self.clip_norm, "positive")
 
 
+TRACKERS = ("tensorboard", "wandb")
+
+
+@dataclass
+class ProbeConfig:
+    """A small labelled task on which the discriminator is tried now and then during the run.
+
+    Args:
+        train: file of lines TEXT<TAB>LABEL to fit the probe on; null: no probe.
+        valid: such a file to measure it on.
+        every: steps between probes.
+        kind: linear: logistic regression on mean hidden states; finetune: a copy of the discriminator is fine-tuned.
+        epochs: of finetune.
+        lr: of finetune, its peak.
+        batch_size: of finetune, texts a step.
+    """
+
+    train: str | None = None
+    valid: str | None = None
+    every: int = 10_000
+    kind: str = "linear"
+    epochs: int = 2
+    lr: float = 3e-4
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("train", "valid"):
+            _check_path(f"training.probe.{name}", getattr(self, name) or "")
+        for name in ("every", "epochs", "batch_size"):
+            _check(_is_count(getattr(self, name)), f"training.probe.{name}", getattr(self, name), COUNT)
+        _check(self.kind in ("linear", "finetune"), "training.probe.kind", self.kind, "linear or finetune")
+        _check(_is_positive(self.lr), "training.probe.lr", self.lr, "positive")
+        both = (self.train is None) == (self.valid is None)
+        missing = "valid" if self.valid is None else "train"
+        _check(
+            both, f"training.probe.{missing}", None, "a file too: the probe is fitted on train and measured on valid"
+        )
+
+
 @dataclass
 class TrainingConfig:
     """The run.
 
     Args:
-        steps: optimizer updates.
+        steps: optimizer updates; of a schedule, those of each phase that says nothing else.
         seed: of weights, data order, masks, samples and dropout.
         device: cpu, cuda, or auto: the GPU where there is one.
+        precision: float32; bfloat16; or float16 with loss scaling, for older GPUs. With 16 bits the optimizer and the
+            checkpoints hold float32 weights, and LayerNorm's are float32 everywhere.
+        micro_batch_tokens: most tokens at once: a batch is cut in micro-batches, whose gradients add up to the
+            batch's; null: the whole batch.
+        activation_checkpointing: compute each layer's activations again in the backward pass instead of keeping them:
+            the same bits, less memory, more time.
+        compile: run the step through torch.compile. Meant for GPUs.
+        deterministic: make a GPU repeat its bits, which costs speed; a CPU always does.
+        peak_tflops: the device's peak in TFLOP/s, of which MFU is the share in use; null: known for common GPUs.
         log_every: steps between lines of metrics.jsonl.
+        trackers: where to send the metrics too: tensorboard, wandb, or tensorboard,wandb; null: nowhere.
         eval_every: steps between evaluations on data.valid; 0: only at the end.
         eval_batches: batches of data.valid in each of them.
         save_every: steps between checkpoints; 0: only at the end and when interrupted.
         keep_checkpoints: how many of the newest to keep.
+        probe: a labelled task to try the discriminator on.
     """
 
     steps: int = 1_000_000
     seed: int = 0
     device: str = "auto"
+    precision: str = "float32"
+    micro_batch_tokens: int | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    peak_tflops: float | None = None
     log_every: int = 100
+    trackers: str | None = None
     eval_every: int = 10_000
     eval_batches: int = 64
     save_every: int = 10_000
     keep_checkpoints: int = 2
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "eval_batches", "keep_checkpoints"):
@@ -253,8 +459,19 @@ class TrainingConfig:
         for name in ("eval_every", "save_every"):
             _check(0 <= getattr(self, name) < 2**31, f"training.{name}", getattr(self, name), "between 0 and 2**31 - 1")
         _check(0 <= self.seed < 2**63, "training.seed", self.seed, "between 0 and 2**63 - 1")
+        known = set(self.tracker_names) <= set(TRACKERS)
+        _check(known, "training.trackers", self.trackers, f"{', '.join(TRACKERS)} or both with a comma, or null")
         known = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device)
         _check(known is not None, "training.device", self.device, "auto, cpu or cuda, or one GPU as cuda:1")
+        _check(self.precision in PRECISIONS, "training.precision", self.precision, _one_of(PRECISIONS))
+        tokens, peak = self.micro_batch_tokens, self.peak_tflops
+        _check(tokens is None or _is_count(tokens), "training.micro_batch_tokens", tokens, f"{COUNT}, or null")
+        _check(peak is None or _is_positive(peak), "training.peak_tflops", peak, "positive, or null")
+
+    @property
+    def tracker_names(self) -> list[str]:
+        """The trackers, each once."""
+        return list(dict.fromkeys(name.strip() for name in (self.trackers or "").split(",") if name.strip()))
 
 
 @dataclass
@@ -266,7 +483,8 @@ class PretrainConfig:
         objective: replaced-token detection.
         data: corpora and batches.
         optimizer: optimizer and learning-rate schedule.
-        training: steps, seed, device, how often to log, evaluate and save.
+        training: steps, seed, device, precision, how often to log, evaluate and save.
+        schedule: phases, one after another; none: one joint phase of training.steps.
         output: folder of the run: checkpoints, metrics, and at the end `discriminator` and `generator`.
     """
 
@@ -275,24 +493,51 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    schedule: list[PhaseConfig] = field(default_factory=list)
     output: str = "runs/pretrain"
 
     def __post_init__(self) -> None:
         _check(self.output != "", "output", self.output, "the folder of the run")
         _check_path("output", self.output)
         _check(
-            self.data.max_length <= self.model.max_position_embeddings,
+            self.data.longest <= self.model.max_position_embeddings,
             "data.max_length",
-            self.data.max_length,
+            self.data.longest,
             f"at most model.max_position_embeddings ({self.model.max_position_embeddings})",
         )
+        tokens = self.training.micro_batch_tokens
+        _check(
+            tokens is None or tokens >= self.data.max_length,
+            "training.micro_batch_tokens",
+            tokens,
+            f"at least data.max_length ({self.data.max_length}): a sequence is not cut",
+        )
+        for index, phase in enumerate(self.schedule):
+            self._check_phase(f"schedule[{index}]", phase)
+
+    def _check_phase(self, key: str, phase: PhaseConfig) -> None:
+        untied = phase.objective != "alternate" or self.model.tie == "untied"
+        _check(
+            untied,
+            f"{key}.objective",
+            phase.objective,
+            "another, or model.tie untied: taking turns, a tower must not change the other's embeddings",
+        )
+        if phase.patience is not None:
+            measured = self.data.valid is not None and self.training.eval_every > 0
+            _check(measured, f"{key}.patience", phase.patience, "null without data.valid and training.eval_every")
+
+    @property
+    def phases(self) -> list[PhaseConfig]:
+        """The schedule, or what it stands for where it is empty."""
+        return self.schedule or [PhaseConfig()]
 
     @property
     def max_per_sequence(self) -> int:
         """Most masked tokens in one sequence."""
         if self.objective.max_per_sequence is not None:
             return self.objective.max_per_sequence
-        return max(1, int((self.objective.mask_prob + 0.005) * self.data.max_length))
+        return max(1, int((self.objective.mask_prob + 0.005) * self.data.longest))
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False)

@@ -7,13 +7,14 @@ import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
-from electra_fast.arguments import ArgumentParser, UsageError, nearest, shown, type_words
+from electra_fast.arguments import ArgumentParser, UsageError, list_item, nearest, shown, type_words
 from electra_fast.pretraining.config import ConfigError, PretrainConfig, recipe_path
 
+Item = TypeVar("Item")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -29,7 +30,7 @@ def read_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
             another type or out of range; the message names the file, or the key where it is an override.
     """
     path = recipe_path(str(name))
-    parser = _parser()
+    parser = _parser(PretrainConfig)
     types = dict(_types(PretrainConfig))
     settings: dict[str, Any] = {}
     try:
@@ -37,6 +38,7 @@ def read_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
             if key in settings:
                 raise ConfigError(f"{key} is given twice: leave one of the two out")
             settings[key] = value
+        lists = _take_lists(settings, types)
         parsed = _parse(parser, settings)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -44,18 +46,52 @@ def read_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
         for key, value in (overrides or {}).items():
             _check_key(key, value, types)
             settings[key] = value
+        lists |= _take_lists(settings, types)
         if overrides:
             parsed = _parse(parser, settings)
-        return PretrainConfig(**vars(parser.instantiate(parsed)))
+        made = {key: value for key, value in vars(parser.instantiate(parsed)).items() if not list_item(types[key])}
+        return PretrainConfig(**made, **lists)
     except UsageError as error:
         raise ConfigError(str(error)) from error
 
 
 @functools.cache  # building one takes almost as long as parsing with it
-def _parser() -> ArgumentParser:
+def _parser(config: type) -> ArgumentParser:
     parser = ArgumentParser()
-    parser.add_config(PretrainConfig)
+    parser.add_config(config)
     return parser
+
+
+def _take_lists(settings: dict[str, Any], types: dict[str, Any]) -> dict[str, list[Any]]:
+    """The settings that are lists of sections, taken out of `settings` and made."""
+    keys = [key for key in settings if list_item(types[key])]
+    return {key: _items(key, settings.pop(key), list_item(types[key])) for key in keys}
+
+
+def _items(key: str, value: Any, kind: type[Item]) -> list[Item]:
+    if isinstance(value, str):  # on the command line
+        try:
+            value = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{key} is not YAML: {_problem(error)}") from error
+        except RecursionError as error:
+            raise ConfigError(f"{key} is nested too deeply") from error
+    expected = "a list of sections, e.g. [{steps: 1000}, {steps: 500}]"
+    if not isinstance(value, list):
+        raise ConfigError(f"{key} must be {expected}; got {shown(value)}")
+    items = []
+    for index, tree in enumerate(value):
+        name = f"{key}[{index}]"
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{name} must be a section with keys: {key} is {expected}; got {shown(tree)}")
+        settings = dict(_flat(tree, dict(_types(kind, f"{name}.")), f"{name}."))
+        parser = _parser(kind)
+        try:
+            parsed = _parse(parser, {entry.removeprefix(f"{name}."): value for entry, value in settings.items()})
+            items.append(kind(**vars(parser.instantiate(parsed))))
+        except ValueError as error:
+            raise ConfigError(f"{name}.{error}") from error
+    return items
 
 
 class _Loader(yaml.SafeLoader):
@@ -121,6 +157,8 @@ def _check_key(key: str, value: Any, types: dict[str, Any]) -> None:
         raise ConfigError(f"{key} is a section and takes keys, e.g. {below[0]}; got {shown(value)}")
     if value is None and types[key] in (int, float, bool, str):  # jsonargparse would take the default
         raise ConfigError(f"{key} must not be null: give a value, or leave it out")
+    if list_item(types[key]):  # `_items` checks it
+        return
     if isinstance(value, str) and not _is_text_for(types[key], value):  # jsonargparse would read it as YAML once more
         raise ConfigError(f"{key} must be {type_words(types[key])}; got {' '.join(value.split())[:80]}")
     if isinstance(value, (dict, list, set)):  # quoted by jsonargparse in full, of any size

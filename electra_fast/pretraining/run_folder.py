@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,8 @@ RUN_CONTENT = (
     "discriminator",
     "generator",
     "electra_fast.json",
+    "tensorboard",
+    "wandb",
 )
 # What may differ between a run and its resumption without changing what is learned until the checkpoint.
 _FREE_ON_RESUME = {
@@ -34,6 +37,7 @@ _FREE_ON_RESUME = {
     "training.eval_batches",
     "training.save_every",
     "training.keep_checkpoints",
+    "training.trackers",
 }
 
 
@@ -46,7 +50,13 @@ def check_output(output: Path, config: PretrainConfig, *, resume: bool, overwrit
     """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output {output} is a file: give a folder")
-    holds = [name for name in RUN_CONTENT if (output / name).exists()]
+    holds = [name for name in RUN_CONTENT if os.path.lexists(output / name)]
+    links = [name for name in holds if (output / name).is_symlink()]
+    if links:
+        raise ConfigError(
+            f"{output / links[0]} is a link, and a run writes into its own folder only: give another output, which may "
+            "be a link itself"
+        )
     if not holds or overwrite:
         return False
     if not resume:
@@ -81,7 +91,7 @@ def _check_same_run(settings: Path, config: PretrainConfig) -> None:
         raise ConfigError(f"{settings} is damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(before, dict):
         raise ConfigError(f"{settings} is damaged: it holds no settings")
-    before, now = _flat(before), _flat(asdict(config))
+    before, now = flat_settings(before), flat_settings(asdict(config))
     for key in sorted({*before, *now} - _FREE_ON_RESUME):
         if before.get(key) != now.get(key):
             raise ConfigError(
@@ -90,7 +100,8 @@ def _check_same_run(settings: Path, config: PretrainConfig) -> None:
             )
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat_settings(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A config's settings by dotted keys."""
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
-    return {key: value for name, part in tree.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
+    return {key: value for name, part in tree.items() for key, value in flat_settings(part, f"{prefix}{name}.").items()}

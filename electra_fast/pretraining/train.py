@@ -6,34 +6,40 @@ computes the same bits as one that was not.
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-from electra_fast.data.corpus import Corpus, CorpusMeta
-from electra_fast.data.loader import BatchLoader
+from electra_fast.data.loader import Batch, BatchLoader
 from electra_fast.data.tokenizer import save_tokenizer
-from electra_fast.models import ElectraConfig, ElectraForJointPreTraining, initialize_weights
-from electra_fast.ops.random import masking_seed, step_seed
-from electra_fast.ops.rtd_bce import auc
-from electra_fast.pretraining.checkpoint import load_newest, save_checkpoint
+from electra_fast.models import ElectraForJointPreTraining
+from electra_fast.ops.random import as_seed, masking_seed, step_seed
+from electra_fast.pretraining.accumulation import count_masked, micro_batches
+from electra_fast.pretraining.build import build_model, checkpoint_activations, copy_generator_to_discriminator
+from electra_fast.pretraining.checkpoint import DamagedCheckpoint, check_state, load_newest, save_checkpoint
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
-from electra_fast.pretraining.evaluation import evaluate, unigram_log_probabilities
-from electra_fast.pretraining.metrics import MetricsLog, plot_curves
-from electra_fast.pretraining.optimizer import build_optimizer, learning_rate
+from electra_fast.pretraining.curves import plot_curves
+from electra_fast.pretraining.evaluation import HeldOut
+from electra_fast.pretraining.finite import FiniteWatch, NonFiniteLoss, cause, not_finite
+from electra_fast.pretraining.metrics import MetricsLog
+from electra_fast.pretraining.optimizer import build_optimizer, learning_rate, state_tensors
+from electra_fast.pretraining.phases import Phase, Progress, resolve_phases
+from electra_fast.pretraining.precision import LossScale, MasterWeights
+from electra_fast.pretraining.probe import Probe
 from electra_fast.pretraining.run_folder import check_output, claim_output, delete_run
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss is no longer a number; the last checkpoint is intact."""
+from electra_fast.pretraining.runtime import deferred_signals, find_device, open_corpora, repeatable
+from electra_fast.pretraining.throughput import peak_flops, step_flops
+from electra_fast.pretraining.trackers import open_trackers
+from electra_fast.pretraining.window import StepTotals, Window, show
 
 
 @dataclass(frozen=True)
@@ -46,38 +52,6 @@ class PretrainResult:
     metrics: dict[str, float] | None  # of the last evaluation of this call
 
 
-def build_model(config: PretrainConfig, corpus: CorpusMeta) -> ElectraForJointPreTraining:
-    """The joint model of a run, freshly initialised from torch's default generator; vocabulary and special tokens are
-    those of the corpus."""
-    model, objective = config.model, config.objective
-    shared = {
-        "vocab_size": corpus.vocab_size,
-        "embedding_size": model.embedding_size,
-        "max_position_embeddings": model.max_position_embeddings,
-        "hidden_dropout_prob": model.hidden_dropout_prob,
-        "attention_probs_dropout_prob": model.attention_probs_dropout_prob,
-        "initializer_range": model.initializer_range,
-        "pad_token_id": corpus.pad_token_id,
-    }
-    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    joint = ElectraForJointPreTraining(
-        ElectraConfig(**shared, **{name: getattr(model.generator, name) for name in sizes}),
-        ElectraConfig(**shared, **{name: getattr(model, name) for name in sizes}),
-        mask_token_id=corpus.mask_token_id,
-        never_mask_ids=(corpus.cls_token_id, corpus.sep_token_id, corpus.mask_token_id),
-        mask_prob=objective.mask_prob,
-        replace_prob=objective.replace_prob,
-        max_per_sequence=config.max_per_sequence,
-        temperature=objective.temperature,
-        disallow_correct=objective.disallow_correct,
-        generator_weight=objective.generator_weight,
-        discriminator_weight=objective.discriminator_weight,
-        tie=model.tie,
-    )
-    initialize_weights(joint, std=model.initializer_range, glorot=model.glorot)
-    return joint
-
-
 def pretrain(
     config: PretrainConfig, *, resume: bool = False, overwrite: bool = False, progress: bool = True
 ) -> PretrainResult:
@@ -85,7 +59,7 @@ def pretrain(
 
     The folder then holds `discriminator/` and `generator/` (checkpoints of transformers, with the tokenizer),
     `electra_fast.json`, `metrics.jsonl`, `curves.png`, `config.yaml` and `checkpoints/`. Ctrl-C and SIGTERM finish the
-    step, save a checkpoint and return.
+    step, or of a step in micro-batches the micro-batch, save a checkpoint and return.
 
     Args:
         config: the run.
@@ -95,249 +69,277 @@ def pretrain(
 
     Raises:
         ConfigError: settings that don't fit the data, or an output folder that holds another run.
-        NonFiniteLoss: the loss became NaN or infinite.
+        NonFiniteLoss: a loss or gradient became NaN or infinite.
     """
-    output = Path(config.output)
-    train_corpus, valid_corpus = _open_corpora(config)
-    tokenizer = train_corpus.load_tokenizer()  # a damaged one is better noticed now than after the training
-    device = _device(config.training.device)
-    goes_on = check_output(output, config, resume=resume, overwrite=overwrite)
+    device = find_device(config.training.device)
+    with repeatable(device, config.training.deterministic):
+        return _pretrain(config, device, resume=resume, overwrite=overwrite, shows=progress)
 
-    torch.manual_seed(config.training.seed)
-    model = build_model(config, train_corpus.meta)
-    model.to(device).train()
-    optimizer = build_optimizer(model, config.optimizer)
-    parameters = list(model.parameters())
+
+def _pretrain(
+    config: PretrainConfig, device: torch.device, *, resume: bool, overwrite: bool, shows: bool
+) -> PretrainResult:
+    output, settings = Path(config.output), config.training
+    train_corpus, valid_corpus = open_corpora(config)
+    tokenizer = train_corpus.load_tokenizer()  # a damaged one is better noticed now than after the training
+    goes_on = check_output(output, config, resume=resume, overwrite=overwrite)
+    loader = BatchLoader(
+        train_corpus, batch_size=config.data.batch_size, max_length=config.data.max_length, seed=settings.seed
+    )
+    phases = resolve_phases(config, loader.steps_per_epoch)
+    probe = Probe.open(settings.probe, tokenizer, config.data.max_length) if settings.probe.train else None
+
+    torch.manual_seed(settings.seed)
+    model = build_model(config, train_corpus.meta).to(device).train()
+    if settings.activation_checkpointing:
+        checkpoint_activations(model)
+    masters = MasterWeights(model, getattr(torch, settings.precision))
+    optimizer = build_optimizer(masters, config.optimizer)
+    scale = LossScale(device, is_dynamic=settings.precision == "float16")
     corpus_hash = train_corpus.meta.content_hash()
-    check = partial(_check_checkpoint, config, corpus_hash)
-    checkpoint = load_newest(output / "checkpoints", model, optimizer, check) if goes_on else None
-    start = 0 if checkpoint is None else checkpoint[1]["step"]
+    check = partial(_check_checkpoint, config, phases, corpus_hash)
+    checkpoint = load_newest(output / "checkpoints", masters, optimizer, check) if goes_on else None
+    now = Progress()
+    if checkpoint is not None:
+        now = _progress(checkpoint[1])
+        scale.load(checkpoint[1])
+        masters.give_weights()
 
     # Only now, when nothing of the user's can be wrong any more, is anything deleted or written.
     if overwrite:
         delete_run(output)
     claim_output(output, config)
-    loader = BatchLoader(
-        train_corpus, batch_size=config.data.batch_size, max_length=config.data.max_length, seed=config.training.seed
-    )
-    held_out = _HeldOut(config, train_corpus, valid_corpus, device) if valid_corpus else None
-    log = MetricsLog(output / "metrics.jsonl", resume_step=start if goes_on else None)
-    steps, settings = config.training.steps, config.training
-    window = _Window()
+    held_out = HeldOut(config, train_corpus, valid_corpus, device) if valid_corpus else None
+    resume_step = now.step if goes_on else None
+    trackers = open_trackers(config, output, resume_step)
+    log = MetricsLog(output / "metrics.jsonl", resume_step=resume_step, trackers=trackers)
+    run = _Gradients(torch.compile(model, dynamic=True) if settings.compile else model, model, masters, config, device)
+    watch, window = FiniteWatch(device), Window()
+    peak = peak_flops(device, settings)
     metrics: dict[str, float] | None = None
+    saved_step = -1
 
-    if progress:
+    def stop_if_not_finite(*, before: int) -> None:
+        failed = watch.failed_step(before=before)
+        if failed is not None:
+            raise NonFiniteLoss(run.explain(failed, scale.scale))
+
+    def save() -> None:
+        nonlocal saved_step
+        if saved_step == now.step:
+            return
+        stop_if_not_finite(before=now.step)
+        bad = not_finite(state_tensors(masters, optimizer))
+        if bad:
+            raise NonFiniteLoss(f"after step {now.step} {bad[0]} is no number and is not saved: lower optimizer.lr")
+        state = {"corpus": corpus_hash, **asdict(now), **scale.state()}
+        save_checkpoint(output / "checkpoints", now.step, masters, optimizer, state, keep=settings.keep_checkpoints)
+        saved_step = now.step
+
+    def place() -> dict[str, Any]:
+        """What names the phase in a row of the metrics."""
+        return {"phase": now.phase + 1, "objective": phases[now.phase].objective}
+
+    def report(lr: float) -> None:
+        row = window.read(device, peak)
+        steps_left = now.steps_left(phases)
+        row |= {"lr": lr, "eta_seconds": round(steps_left * row.pop("seconds_per_step"), 1), **scale.state(), **place()}
+        log.write("train", now.step, row)
+        bar.total = now.step + steps_left  # a phase may have ended early
+        if shows:
+            show(bar, row)
+
+    if shows:
         if resume:
             print(f"Resuming from {checkpoint[0]}" if checkpoint else f"No checkpoint in {output}: starting at step 0")
-        sizes = " + ".join(
-            f"{sum(p.numel() for p in tower.parameters()):,}" for tower in (model.generator, model.discriminator)
-        )
-        print(
-            f"Pretraining on {device}: {sizes} parameters (generator + discriminator, embeddings in both), "
-            f"{loader.num_sequences:,} sequences, {(steps - start) / loader.steps_per_epoch:.2f} epochs to go",
-            flush=True,
-        )
-    bar = tqdm(total=steps, initial=start, unit="step", disable=None if progress else True, dynamic_ncols=True)
-    with _deferred_signals() as received, bar:
-        step, stop = start, False
-        while step < steps and not stop:
-            lr = learning_rate(step, steps, config.optimizer)
+        print(_headline(model, device, phases, loader, now), flush=True)
+    bar = tqdm(
+        total=now.step + now.steps_left(phases),
+        initial=now.step,
+        unit="step",
+        disable=None if shows else True,
+        dynamic_ncols=True,
+    )
+    with deferred_signals() as received, bar, log:
+        while not received:
+            phase = phases[now.phase]
+            if now.is_over(phase):
+                if phase is phases[-1]:
+                    break
+                now.enter_next_phase()
+                continue
+            if now.step_in_phase == 0 and phase.discriminator_from_generator:
+                copy_generator_to_discriminator(masters, optimizer)
+
+            # The update. `optimizer` divides the gradients by grad_scale, and does nothing where found_inf is 1.
+            objective = phase.objective_at(now.step_in_phase)
+            lr = learning_rate(now.step_in_phase, phase.steps, phase.optimizer)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = loader.batch(step).to(device)
-            seed = step_seed(settings.seed, step)
-            torch.manual_seed(seed)  # dropout
-            out = model(
-                batch.input_ids,
-                cu_seqlens=batch.cu_seqlens,
-                max_seqlen=batch.max_seqlen,
-                sequence_ids=batch.sequence_ids,
-                seed=seed,
-                mask_seed=masking_seed(settings.seed, batch.epoch),
-            )
-            optimizer.zero_grad()
-            out.loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
+            batch = loader.batch(now.step)
+            totals = run.compute(now.step, batch, objective, scale.scale, give_up=received)
+            if totals is None:  # a signal between two micro-batches: the step is done again when the run goes on
+                break
+            norm = get_total_norm(masters.gradients()) / scale.scale
+            skips, overflowed = watch.judge(now.step, totals.losses.values(), norm, scale.scale)
+            optimizer.found_inf = skips.float()
+            optimizer.grad_scale = scale.scale * ((norm + 1e-6) / config.optimizer.clip_norm).clamp(min=1)
             optimizer.step()
-            step += 1
-            window.add(out, norm, tokens=batch.input_ids.shape[0])
+            masters.give_weights()
+            scale.update(overflowed)
+            now.step += 1
+            now.step_in_phase += 1
             bar.update()
 
-            stop = bool(received)
-            logs = step % settings.log_every == 0 or step == steps
-            saves = (settings.save_every and step % settings.save_every == 0) or step == steps or stop
-            if (logs or saves) and not window.is_finite():
-                raise NonFiniteLoss(
-                    f"loss or gradient is not finite at step {step} or up to {window.steps - 1} before; "
-                    "lower optimizer.lr or raise optimizer.warmup_steps. The checkpoints are from before."
-                )
+            ends = now.step_in_phase >= phase.steps
+            logs = now.step % settings.log_every == 0 or ends
+            evaluates = held_out and ((settings.eval_every and now.step % settings.eval_every == 0) or ends)
+            saves = (settings.save_every and now.step % settings.save_every == 0) or ends
+            probes = probe and (now.step % settings.probe.every == 0 or ends)
+            # What follows waits for the device anyway; any other step looks at the answer of the one before.
+            waits = bool(logs or evaluates or probes or saves)
+            stop_if_not_finite(before=now.step if waits else now.step - 1)
+            flops = step_flops(model, batch, objective) if peak else None
+            window.add(totals, norm, overflowed, tokens=batch.input_ids.shape[0], flops=flops)
+
             if logs:
-                row = window.read()
-                eta = (steps - step) * row["seconds"] / row["steps"]
-                log.write("train", step, _reported(row) | {"lr": lr, "eta_seconds": round(eta, 1)})
-                shown = {"gen": f"{row['generator_loss']:.3f}", "disc": f"{row['discriminator_loss']:.4f}"}
-                shown |= {"auc": f"{row['auc']:.3f}", "tok/s": f"{row['tokens_per_second']:,.0f}"}
-                bar.set_postfix(shown)
-                if progress and bar.disable:
-                    line = "  ".join(f"{name} {value}" for name, value in shown.items())
-                    print(f"step {step:,}/{steps:,}  {line}  ETA {tqdm.format_interval(eta)}", flush=True)
-            due = settings.eval_every and step % settings.eval_every == 0
-            if held_out and (due or step == steps):
-                pause = time.perf_counter()
-                metrics = held_out.evaluate(model)
-                log.write("eval", step, metrics)
-                window.skip(time.perf_counter() - pause)
-            if saves:
-                _save(output, step, model, optimizer, config, corpus_hash)
+                report(lr)
+            pause = time.perf_counter()
+            if evaluates:
+                metrics = held_out.evaluate(model, phase.objective)
+                log.write("eval", now.step, metrics | place())
+                now.observe(metrics[phase.watched_loss])
+            if probes:
+                log.write("probe", now.step, probe.measure(model.discriminator) | place())
+            window.skip(time.perf_counter() - pause)
+            if now.is_over(phase) and not logs:  # stopped by its patience: the next phase's sums are its own
+                report(lr)
+            if saves or now.is_over(phase):
+                save()
+        if received:
+            save()
 
-    if step < steps:
-        return PretrainResult(output, step, received[0], metrics)
-    if metrics is None and held_out:  # resumed after the last step
-        metrics = held_out.evaluate(model)
-    model.save_pretrained(output)
-    for tower in ("discriminator", "generator"):
-        save_tokenizer(tokenizer, output / tower)
-    plot_curves(output / "metrics.jsonl", output / "curves.png")
-    return PretrainResult(output, step, None, metrics)
-
-
-class _HeldOut:
-    """The held-out corpus: its first whole batches, or what there is of one."""
-
-    def __init__(self, config: PretrainConfig, train: Corpus, valid: Corpus, device: torch.device) -> None:
-        data = config.data
-        self.loader = BatchLoader(valid, batch_size=data.batch_size, max_length=data.max_length, shuffle=False)
-        self.batches = max(1, min(config.training.eval_batches, int(self.loader.steps_per_epoch)))
-        self.unigram = unigram_log_probabilities(train, train.meta.vocab_size)
-        self.device = device
-
-    def evaluate(self, model: ElectraForJointPreTraining) -> dict[str, float]:
-        return evaluate(model, self.loader, self.unigram, batches=self.batches, device=self.device)
+    if now.steps_left(phases):
+        return PretrainResult(output, now.step, received[0], metrics)
+    with deferred_signals():  # what is left takes seconds: who asks to stop gets a finished run
+        if metrics is None and held_out:  # resumed after the last step
+            metrics = held_out.evaluate(model, phases[-1].objective)
+        masters.export()
+        model.save_pretrained(output)
+        for tower in ("discriminator", "generator"):
+            save_tokenizer(tokenizer, output / tower)
+        plot_curves(output / "metrics.jsonl", output / "curves.png")
+    return PretrainResult(output, now.step, None, metrics)
 
 
-class _Window:
-    """Sums since the last report, on the device: reading them is the loop's only wait."""
+class _Gradients:
+    """The gradients of one update, in micro-batches where the run asks for them; the same again where they went wrong.
 
-    def __init__(self) -> None:
-        self._reset()
+    Args:
+        forward: `model`, or its compiled form.
+    """
 
-    def _reset(self) -> None:
-        self.steps = self.tokens = 0
-        self.sums: list[torch.Tensor] | None = None
-        self.started = time.perf_counter()
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        model: ElectraForJointPreTraining,
+        masters: MasterWeights,
+        config: PretrainConfig,
+        device: torch.device,
+    ) -> None:
+        self.forward, self.model, self.masters, self.device = forward, model, masters, device
+        self.seed, self.max_tokens = config.training.seed, config.training.micro_batch_tokens
+        self._recent: deque[tuple[int, Batch, str]] = deque(maxlen=2)
 
-    def add(self, out: Any, norm: torch.Tensor, *, tokens: int) -> None:
-        weights = out.masked.weights
-        hits = (weights * (out.sampled_ids == out.masked.labels)).sum()
-        values = [out.generator_loss, out.discriminator_loss, norm, hits, weights.sum(), *out.rtd]
-        values = [value.detach().double() for value in values]
-        self.sums = values if self.sums is None else [a + b for a, b in zip(self.sums, values, strict=True)]
-        self.steps += 1
-        self.tokens += tokens
+    def compute(
+        self, step: int, batch: Batch, objective: str, scale: Tensor, *, give_up: Collection[Any] = ()
+    ) -> StepTotals | None:
+        """Put the gradients of `scale` times the loss into the masters; None if `give_up` fills between micro-batches.
 
-    def skip(self, seconds: float) -> None:
-        """Leave time that was not training out of the speed."""
-        self.started += seconds
+        Losses are divided by the counts of the whole batch, and random numbers follow the names of sequences, so
+        the sum does not depend on how the batch is cut, but for rounding.
+        """
+        self._recent.append((step, batch, objective))
+        seed = step_seed(self.seed, step)
+        mask_seed = masking_seed(self.seed, batch.epoch)
+        pieces = micro_batches(batch, self.max_tokens)
+        counts: dict[str, Any] = {}
+        if len(pieces) > 1:
+            masked_count = count_masked(self.model, batch, mask_seed).clamp(min=1).to(self.device)
+            counts = {"masked_count": masked_count, "token_count": float(batch.input_ids.shape[0])}
+        torch.manual_seed(seed)  # a vendor's attention draws its dropout from it
+        self.masters.clear_gradients()
+        totals = StepTotals()
+        for index, piece in enumerate(pieces):
+            if index and give_up:
+                return None
+            piece = piece.to(self.device)
+            out = self.forward(
+                piece.input_ids,
+                cu_seqlens=piece.cu_seqlens,
+                max_seqlen=piece.max_seqlen,
+                sequence_ids=piece.sequence_ids,
+                seed=as_seed(seed, self.device),
+                mask_seed=as_seed(mask_seed, self.device),
+                objective=objective,
+                **counts,
+            )
+            (out.loss * scale).backward()
+            self.masters.take_gradients()
+            totals.add(out)
+        return totals
 
-    def is_finite(self) -> bool:
-        """Whether losses and gradient norms since the last report are all numbers."""
-        assert self.sums is not None
-        return bool(torch.isfinite(torch.stack(self.sums[:3])).all())
-
-    def read(self) -> dict[str, Any]:
-        assert self.sums is not None
-        generator, discriminator, norm, hits, masked, _, count, tp, fp, tn, fn, histogram = (t.cpu() for t in self.sums)
-        seconds = time.perf_counter() - self.started
-        row = {
-            "steps": self.steps,
-            "seconds": seconds,
-            "generator_loss": float(generator) / self.steps,
-            "discriminator_loss": float(discriminator) / self.steps,
-            "gradient_norm": float(norm) / self.steps,
-            "sampled_accuracy": float(hits / masked.clamp(min=1)),
-            "accuracy": float((tp + tn) / count.clamp(min=1)),
-            "precision": float(tp / (tp + fp).clamp(min=1)),
-            "recall": float(tp / (tp + fn).clamp(min=1)),
-            "auc": float(auc(histogram)),
-            "tokens_per_second": self.tokens / max(seconds, 1e-9),
-        }
-        self._reset()
-        return row
-
-
-def _reported(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("steps", "seconds")}
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[list[str]]:
-    """Within the block ctrl-C and SIGTERM are noted in the list instead of raised; a second ctrl-C stops at once."""
-    received: list[str] = []
-
-    def note(number: int, frame: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(signal.Signals(number).name)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread, where no handler can be set: signals go to whoever runs us
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def explain(self, step: int, scale: Tensor) -> str:
+        """What went wrong in `step`, which is computed once more: no update has followed it."""
+        batch, objective = next((batch, objective) for at, batch, objective in self._recent if at == step)
+        totals = self.compute(step, batch, objective, scale)
+        assert totals is not None
+        gradients = ((name, master.grad) for name, master in self.masters.named_parameters())
+        found = cause(self.model.named_parameters(), totals.losses.items(), gradients)
+        return (
+            f"step {step + 1} ({objective}) is not finite: {found}. Its update was not made, and the checkpoints are "
+            "from before. Lower optimizer.lr or raise optimizer.warmup_steps, and go on with --resume from the newest "
+            "checkpoint; where it happens at once, look at the weights and the data"
+        )
 
 
-def _check_checkpoint(config: PretrainConfig, corpus_hash: str, path: Path, state: dict[str, Any]) -> None:
-    """Raises ConfigError where the run can't go on from a checkpoint."""
+def _headline(
+    model: ElectraForJointPreTraining, device: torch.device, phases: list[Phase], loader: BatchLoader, now: Progress
+) -> str:
+    sizes = " + ".join(
+        f"{sum(p.numel() for p in tower.parameters()):,}" for tower in (model.generator, model.discriminator)
+    )
+    left = now.steps_left(phases)
+    text = (
+        f"Pretraining on {device}: {sizes} parameters (generator + discriminator, embeddings in both), "
+        f"{loader.num_sequences:,} sequences, {left / loader.steps_per_epoch:.2f} epochs to go"
+    )
+    if len(phases) > 1:
+        names = ", ".join(f"{phase.objective} (at most {phase.steps:,} steps)" for phase in phases)
+        text += f"\nPhases: {names}; this is phase {now.phase + 1}"
+    return text
+
+
+def _progress(state: dict[str, Any]) -> Progress:
+    """Where the run of a checkpoint is."""
+    return Progress(**{field.name: state[field.name] for field in fields(Progress)})
+
+
+def _check_checkpoint(
+    config: PretrainConfig, phases: list[Phase], corpus_hash: str, path: Path, state: dict[str, Any]
+) -> None:
+    """Raises ConfigError where the run can't go on from a checkpoint, DamagedCheckpoint where nobody could."""
+    check_state(path, state, corpus=str, step=int, phase=int, step_in_phase=int, evaluations_since_best=int)
+    check_state(path, state, best_loss=(int, float, type(None)))
+    if config.training.precision == "float16":
+        check_state(path, state, loss_scale=(int, float), loss_scale_steps=(int, float))
+    if state["phase"] >= len(phases):
+        raise DamagedCheckpoint(f"{path / 'state.json'} is damaged: it is of phase {state['phase'] + 1}")
     if state["corpus"] != corpus_hash:
         raise ConfigError(
             f"{config.data.train} is not the corpus that {path} was trained on: give that one, or another output"
         )
-    if state["step"] > config.training.steps:
-        raise ConfigError(f"{path} is past training.steps ({config.training.steps}): raise it, or give another output")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"training.device is {name}, but this PyTorch sees no CUDA GPU: use cpu or auto")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"training.device is {name}, but there are {torch.cuda.device_count()} GPUs: cuda:0 is the first"
-        )
-    return device
-
-
-def _open_corpora(config: PretrainConfig) -> tuple[Corpus, Corpus | None]:
-    if not config.data.train:
-        raise ConfigError(
-            "data.train is not set: give the folder that `electra-fast prepare` wrote (--data.train FOLDER)"
-        )
-    train = Corpus.open(config.data.train, verify=True)
-    if config.data.valid is None:
-        return train, None
-    valid = Corpus.open(config.data.valid, verify=True)
-    if valid.meta.tokenizer_sha256 != train.meta.tokenizer_sha256:
-        raise ConfigError(
-            f"{config.data.valid} was prepared with another tokenizer than {config.data.train}: prepare it again with "
-            f"--tokenizer {train.tokenizer_folder}"
-        )
-    return train, valid
-
-
-def _save(
-    output: Path,
-    step: int,
-    model: ElectraForJointPreTraining,
-    optimizer: torch.optim.Optimizer,
-    config: PretrainConfig,
-    corpus_hash: str,
-) -> None:
-    state = {"corpus": corpus_hash}
-    save_checkpoint(output / "checkpoints", step, model, optimizer, state, keep=config.training.keep_checkpoints)
+    now = _progress(state)
+    if now.step_in_phase > phases[now.phase].steps:
+        limit = f"schedule[{now.phase}]" if config.schedule else "training.steps"
+        raise ConfigError(f"{path} is past {limit} ({phases[now.phase].steps}): raise it, or give another output")

@@ -66,7 +66,7 @@ def test_a_damaged_file_is_named(make_corpus, rng_seed: int, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "corpus version 2, but this release reads 1"),
+        ({"version": 1}, "corpus version 1, but this release reads 2"),
         ({"format": "other"}, "does not describe a prepared corpus"),
         ({"tokens": 1}, "damaged: its content is not the one"),
         ({"dtype": "int8"}, "damaged: its content is not the one"),

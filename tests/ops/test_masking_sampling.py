@@ -664,7 +664,7 @@ def test_samples_equal_the_inverse_cdf(rows, vocab, dtype, rng_seed):
         # Float32 masses move a step of the CDF by some 1e-6 at most; there either neighbour is right.
         clear = distance > (1e-12 if dtype == torch.float64 else 2e-6)
         assert np.array_equal(got[clear], expected[clear])
-        assert clear.mean() > 0.8
+        assert clear.mean() > 0.5
         assert ((got >= 0) & (got < vocab)).all()
         assert disallow is None or (got != disallow).all()
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.loader import BatchLoader
 from electra_fast.pretraining import train as train_module
-from electra_fast.pretraining.config import ConfigError
+from electra_fast.pretraining.config import TRACKERS, ConfigError
 from electra_fast.pretraining.metrics import read_metrics
 from electra_fast.pretraining.run_folder import RUN_CONTENT
 from electra_fast.pretraining.train import NonFiniteLoss, build_model, pretrain
@@ -48,7 +48,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, quick_config, mon
     pretrain(quick_config(tmp_path / "whole"), progress=False)
 
     steps = 0
-    add = train_module._Window.add
+    add = train_module.Window.add
 
     def interrupt(self, *args, **kwargs):
         nonlocal steps
@@ -57,7 +57,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, quick_config, mon
             signal.raise_signal(signal.SIGINT)
         add(self, *args, **kwargs)
 
-    monkeypatch.setattr(train_module._Window, "add", interrupt)
+    monkeypatch.setattr(train_module.Window, "add", interrupt)
     config = quick_config(tmp_path / "cut")
     result = pretrain(config, progress=False)
     assert (result.step, result.interrupted_by) == (stop_after, "SIGINT")
@@ -76,18 +76,18 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, quick_config, mon
 
 def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(tmp_path, quick_config, monkeypatch):
     pretrain(quick_config(tmp_path / "whole"), progress=False)
-    save = train_module._save
+    save = train_module.save_checkpoint
 
-    def die_after_saving(output, step, *args):
-        save(output, step, *args)
+    def die_after_saving(folder, step, *args, **options):
+        save(folder, step, *args, **options)
         if step == 5:
             raise KeyboardInterrupt  # as abrupt as a test can be without losing its own process
 
     config = quick_config(tmp_path / "cut")
-    monkeypatch.setattr(train_module, "_save", die_after_saving)
+    monkeypatch.setattr(train_module, "save_checkpoint", die_after_saving)
     with pytest.raises(KeyboardInterrupt):
         pretrain(config, progress=False)
-    monkeypatch.setattr(train_module, "_save", save)
+    monkeypatch.setattr(train_module, "save_checkpoint", save)
     pretrain(config, resume=True, progress=False)
     assert same_bits(tmp_path / "whole", tmp_path / "cut")
 
@@ -95,14 +95,14 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(tmp_path
 def test_sigterm_ends_the_step_saves_and_returns(tmp_path, quick_config, monkeypatch):
     config = quick_config(tmp_path / "run", **{"training.save_every": 0, "training.eval_every": 0})
     before = signal.getsignal(signal.SIGTERM)
-    add = train_module._Window.add
+    add = train_module.Window.add
 
     def terminate(self, *args, **kwargs):
         add(self, *args, **kwargs)
         if self.steps == 3:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(train_module._Window, "add", terminate)
+    monkeypatch.setattr(train_module.Window, "add", terminate)
     result = pretrain(config, progress=False)
     assert (result.step, result.interrupted_by) == (3, "SIGTERM")
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000003" / "state.json").read_text())
@@ -113,7 +113,7 @@ def test_sigterm_ends_the_step_saves_and_returns(tmp_path, quick_config, monkeyp
 def test_what_a_run_leaves_behind(tmp_path, quick_config, corpus):
     output = tmp_path / "my run"
     result = pretrain(quick_config(output), progress=False)
-    assert sorted(path.name for path in output.iterdir()) == sorted(RUN_CONTENT)
+    assert {path.name for path in output.iterdir()} == set(RUN_CONTENT) - set(TRACKERS)
     assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in sorted((output / "checkpoints").iterdir())] == ["step-00000010", "step-00000012"]
 

@@ -1,0 +1,107 @@
+"""Writes the corpus folder that `corpus.py` describes, so that it is whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+
+from electra_fast.data.corpus import OFFSET_DTYPE, OFFSETS_FILE, Shard
+from electra_fast.files import flush
+
+
+class PartialFolder:
+    """A folder beside `output` that takes its place when the block ends well, and goes when it does not."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.partial = output.parent / f".{output.name}.partial"
+        self.replaced = output.parent / f".{output.name}.replaced"
+
+    def __enter__(self) -> Path:
+        for left_by_a_killed_run in (self.partial, self.replaced):
+            if left_by_a_killed_run.exists():
+                shutil.rmtree(left_by_a_killed_run)
+        self.partial.mkdir(parents=True)
+        return self.partial
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is not None:
+            shutil.rmtree(self.partial)
+            if isinstance(error, OSError) and error.filename is None:  # no space: say at least where
+                error.filename = str(self.output)
+            return
+        for path in (*self.partial.rglob("*"), self.partial):
+            flush(path)
+        if self.output.exists():
+            self.output.rename(self.replaced)
+        self.partial.rename(self.output)
+        flush(self.output.parent)
+        if self.replaced.exists():
+            shutil.rmtree(self.replaced)
+
+
+class CorpusWriter:
+    """Appends documents' ids to shards of exactly `shard_tokens` tokens (the last: what is left) and to offsets.bin."""
+
+    def __init__(self, folder: Path, shard_tokens: int, dtype: np.dtype) -> None:
+        self.folder = folder
+        self.shard_bytes = shard_tokens * dtype.itemsize
+        self.itemsize = dtype.itemsize
+        self.documents = 0
+        self.tokens = 0
+        self.text_bytes = 0
+        self.shards: list[Shard] = []
+        self._offsets = _HashedFile(folder / OFFSETS_FILE)
+        self._offsets.write(np.zeros(1, OFFSET_DTYPE).tobytes())
+        self._shard: _HashedFile | None = None
+
+    def __enter__(self) -> CorpusWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_shard()
+        self.offsets_sha256 = self._offsets.close()
+
+    def write(self, lengths: np.ndarray, ids: np.ndarray, text_bytes: np.ndarray) -> None:
+        """Documents, none of them without tokens: lengths in tokens, all ids, sizes of the text."""
+        self._offsets.write((self.tokens + np.cumsum(lengths)).astype(OFFSET_DTYPE).tobytes())
+        self.documents += len(lengths)
+        self.tokens += len(ids)
+        self.text_bytes += int(text_bytes.sum())
+        view = memoryview(ids.tobytes())
+        while view:
+            if self._shard is None:
+                self._shard = _HashedFile(self.folder / f"tokens-{len(self.shards):05d}.bin")
+            room = self.shard_bytes - self._shard.size
+            self._shard.write(view[:room])
+            view = view[room:]
+            if self._shard.size == self.shard_bytes:
+                self._close_shard()
+
+    def _close_shard(self) -> None:
+        if self._shard is not None:
+            size, name = self._shard.size, self._shard.name
+            self.shards.append(Shard(file=name, tokens=size // self.itemsize, sha256=self._shard.close()))
+            self._shard = None
+
+
+class _HashedFile:
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self.size = 0
+        self._file: BinaryIO = path.open("wb")
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+    def close(self) -> str:
+        self._file.close()
+        return self._digest.hexdigest()

@@ -1,0 +1,81 @@
+"""The joint model of a run, and how one tower begins where another is."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from electra_fast.data.corpus import CorpusMeta
+from electra_fast.models import ElectraConfig, ElectraForJointPreTraining, initialize_weights
+from electra_fast.pretraining.config import PretrainConfig
+from electra_fast.pretraining.precision import MasterWeights
+
+
+def build_model(config: PretrainConfig, corpus: CorpusMeta) -> ElectraForJointPreTraining:
+    """The joint model of a run, freshly initialised from torch's default generator; vocabulary and special tokens are
+    those of the corpus."""
+    model, objective = config.model, config.objective
+    shared = {
+        "vocab_size": corpus.vocab_size,
+        "embedding_size": model.embedding_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "hidden_dropout_prob": model.hidden_dropout_prob,
+        "attention_probs_dropout_prob": model.attention_probs_dropout_prob,
+        "initializer_range": model.initializer_range,
+        "pad_token_id": corpus.pad_token_id,
+    }
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    joint = ElectraForJointPreTraining(
+        ElectraConfig(**shared, **{name: getattr(model.generator, name) for name in sizes}),
+        ElectraConfig(**shared, **{name: getattr(model, name) for name in sizes}),
+        mask_token_id=corpus.mask_token_id,
+        never_mask_ids=(corpus.cls_token_id, corpus.sep_token_id, corpus.mask_token_id),
+        mask_prob=objective.mask_prob,
+        replace_prob=objective.replace_prob,
+        max_per_sequence=config.max_per_sequence,
+        temperature=objective.temperature,
+        disallow_correct=objective.disallow_correct,
+        generator_weight=objective.generator_weight,
+        discriminator_weight=objective.discriminator_weight,
+        tie=model.tie,
+    )
+    initialize_weights(joint, std=model.initializer_range, glorot=model.glorot)
+    return joint
+
+
+def checkpoint_activations(model: ElectraForJointPreTraining) -> None:
+    """Let each layer compute its activations again in the backward pass instead of keeping them.
+
+    Dropout follows seeds and names, so the second time gives the same bits. Not transformers' own switch: that one puts
+    a hook on the embeddings, which then take the slow path.
+    """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+
+@torch.no_grad()
+def copy_generator_to_discriminator(masters: MasterWeights, optimizer: torch.optim.Optimizer) -> int:
+    """Copy every parameter of the generator's encoder to the discriminator's that has the same name and shape.
+
+    Their moments begin at zero again. Shared parameters stay as they are.
+
+    Returns:
+        How many parameters were copied.
+    """
+    named = dict(masters.named_parameters())
+    copied = 0
+    for name, source in named.items():
+        target = named.get(name.replace("generator.electra.", "discriminator.electra.", 1))
+        if not name.startswith("generator.electra.") or target is None or target.shape != source.shape:
+            continue
+        target.copy_(source)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            optimizer.state[target][moment].zero_()
+        copied += 1
+    masters.give_weights()
+    return copied
