@@ -58,8 +58,10 @@ def test_cuts_are_between_sequences_and_lose_nothing(rng_seed):
 @pytest.mark.parametrize(
     ("objective", "dtype"),
     [
-        ("joint", torch.float64),
-        *((name, torch.float32) for name in ("joint", "generator", "discriminator", "mlm", "electric", "adversarial")),
+        *((name, torch.float64) for name in ("joint", "generator", "discriminator", "mlm", "electric", "adversarial")),
+        # In float32 rounding may change a sample, about once in a thousand batches: what no sample takes part in.
+        ("generator", torch.float32),
+        ("mlm", torch.float32),
     ],
 )
 def test_gradients_are_those_of_the_unsplit_batch_with_dropout(
@@ -92,9 +94,9 @@ def test_gradients_are_those_of_the_unsplit_batch_with_dropout(
             assert float((gradient - expected[name]).abs().max()) <= tolerance * largest, name
         assert sums.keys() == whole.keys()
         for name, value in sums.items():
-            if name.endswith("loss"):
+            if name.endswith(("loss", "reward")):
                 assert float(value) == pytest.approx(float(whole[name]), rel=1e-5)
-            else:  # counts, and the same samples
+            elif name == "masked" or dtype == torch.float64:  # counts, and the same samples
                 assert torch.equal(value, whole[name]), name
 
 
