@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -319,8 +320,8 @@ class PhaseConfig:
         lr: peak learning rate; null: optimizer.lr.
         warmup_steps: steps over which the rate rises from 0; null: optimizer.warmup_steps.
         turn_steps: of alternate: steps of a tower's turn; null: an epoch.
-        discriminator_from_generator: before it begins, copy the generator's weights into the discriminator's wherever
-            both have a layer of the same name and size.
+        discriminator_from_generator: before it begins, copy the generator's encoder into the discriminator's; where
+            they differ in size, with a warning, the embeddings alone.
     """
 
     objective: str = "joint"
@@ -552,6 +553,11 @@ class PretrainConfig:
             phase.objective,
             "another, or model.tie untied: taking turns, a tower must not change the other's embeddings",
         )
+        if phase.objective in ("electric", "adversarial"):
+            for name, needed in (("temperature", 1.0), ("disallow_correct", False)):
+                value = getattr(self.objective, name)
+                because = f"{json.dumps(needed)} for {phase.objective}, which needs the probability of each sample"
+                _check(value == needed, f"objective.{name}", value, because)
         if phase.patience is not None:
             measured = self.data.valid is not None and self.training.eval_every > 0
             _check(measured, f"{key}.patience", phase.patience, "null without data.valid and training.eval_every")
@@ -562,6 +568,13 @@ class PretrainConfig:
     def phases(self) -> list[PhaseConfig]:
         """The schedule, or what it stands for where it is empty."""
         return self.schedule or [PhaseConfig()]
+
+    @property
+    def objectives(self) -> set[str]:
+        """What the model is trained for; who takes turns is generator and discriminator."""
+        objectives = {phase.objective for phase in self.phases}
+        turns = {"generator", "discriminator"} if "alternate" in objectives else set()
+        return objectives - {"alternate"} | turns
 
     @property
     def max_per_sequence(self) -> int:

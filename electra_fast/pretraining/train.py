@@ -172,7 +172,7 @@ def _pretrain(
                 now.enter_next_phase()
                 continue
             if now.step_in_phase == 0 and phase.discriminator_from_generator:
-                copy_generator_to_discriminator(masters, optimizer)
+                copy_generator_to_discriminator(model, masters, optimizer)
 
             # The update. `optimizer` divides the gradients by grad_scale, and does nothing where found_inf is 1.
             objective = phase.objective_at(now.step_in_phase)
@@ -321,7 +321,7 @@ def _check_checkpoint(
         raise DamagedCheckpoint(f"{path / 'state.json'} is damaged: it is of phase {state['phase'] + 1}")
     if state["corpus"] != corpus_hash:
         raise ConfigError(
-            f"{config.data.train} is not the corpus that {path} was trained on: give that one, or another output"
+            f"{', '.join(config.data.train_corpora)}: not what {path} was trained on; give that, or another output"
         )
     now = _progress(state)
     if now.step_in_phase > phases[now.phase].steps:

@@ -49,7 +49,7 @@ def test_flops_a_token_are_those_of_the_recipes(recipe, length, generator, total
     assert step_flops(model, batch, "generator") / tokens / 1e6 == pytest.approx(generator, rel=6e-3)
     parts = [step_flops(model, batch, name) for name in ("joint", "generator", "discriminator")]
     assert parts[2] == pytest.approx(parts[0] - parts[1] + parts[1] / 3)  # the generator's forward pass only
-    assert step_flops(model, batch, "electric") is None
+    assert step_flops(model, batch, "something else") is None
 
 
 def test_flops_of_ragged_text_are_what_pytorch_counts(rng_seed):
