@@ -89,6 +89,8 @@ def test_patience_counts_evaluations_without_a_lower_loss():
     config = read_config("small", {"schedule": [{"steps": 100, "patience": 2}, {"steps": 5}], "data.valid": "valid"})
     phases = resolve_phases(config, steps_per_epoch=10)
     now = Progress(step=40, step_in_phase=40)
+    now.observe(float("nan"))
+    assert (now.best_loss, now.evaluations_since_best) == (None, 1)
     for loss, over in ((3.0, False), (3.0, False), (2.9, False), (float("nan"), False), (2.9, True)):
         now.observe(loss)
         assert now.is_over(phases[0]) == over, loss
