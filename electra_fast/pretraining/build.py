@@ -41,6 +41,7 @@ def build_model(config: PretrainConfig, corpus: CorpusMeta) -> ElectraForJointPr
         generator_weight=objective.generator_weight,
         discriminator_weight=objective.discriminator_weight,
         tie=model.tie,
+        objectives=sorted({phase.objective for phase in config.phases} - {"alternate"}),  # which takes turns at others
     )
     initialize_weights(joint, std=model.initializer_range, glorot=model.glorot)
     return joint
