@@ -7,7 +7,7 @@ offsets.bin        int64 [documents + 1], where each document starts in the row 
 starts-word.bin    where asked for: a bit a token, lowest first, set where a unit for masking begins (see `units`)
 tokenizer/         the tokenizer's files
 
-Version 2 of the format added the units; version 1, which has none, is still read.
+Version 2 of the format added the units and what deduplication left out; version 1 is still read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -118,7 +118,7 @@ class CorpusMeta:
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}; {AGAIN}") from error
         if content["version"] == 1:
-            content.setdefault("units", [])
+            content = _from_version_1(content)
         try:
             meta = checked(cls, content)
             meta._check()
@@ -273,6 +273,19 @@ class Corpus:
         if not 0 <= index < self.meta.documents:
             raise IndexError(f"document {index} of a corpus of {self.meta.documents} documents")
         return self.read(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+
+def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
+    """It knew no deduplication and no units, and counted the bytes of the files instead of those of the text."""
+    if "bytes_read" not in content:
+        return content
+    rest = {key: value for key, value in content.items() if key != "bytes_read"}
+    return {
+        "text_bytes": content["bytes_read"],
+        "duplicate_documents": None,
+        "duplicate_tokens": None,
+        "units": [],
+    } | rest
 
 
 def content_hash(corpora: Sequence[Corpus]) -> str:

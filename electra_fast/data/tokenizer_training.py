@@ -182,8 +182,8 @@ def _alphabet(words: Counter[str], limit: int) -> set[str]:
 
 def _finish(tokenizer: Tokenizer, output: str | Path | None, max_length: int) -> PreTrainedTokenizerFast:
     """Adds what makes a tokenizer ELECTRA's: `[CLS] a [SEP] b [SEP]`, and which tokens are special."""
-    from tokenizers.processors import TemplateProcessing
     from tokenizers import AddedToken
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     tokenizer.post_processor = TemplateProcessing(
