@@ -211,6 +211,47 @@ def test_sigterm_saves_within_the_step_and_says_how_to_go_on(
     _check_same(made / "whole", output, str(ended))
 
 
+BREAK = """
+import torch
+from electra_fast.pretraining.window import Window
+real = Window.add
+def broken(self, *args, **kwargs):
+    global calls
+    calls = globals().get("calls", 0) + 1
+    if calls == 3:
+        (weight,) = [p for name, p in model.named_parameters() if name.endswith(NAME)]
+        with torch.no_grad():
+            weight.view(-1)[5] = float("inf")
+    return real(self, *args, **kwargs)
+Window.add = broken
+from electra_fast.pretraining import train
+build = train.build_model
+def built(*args, **kwargs):
+    global model
+    model = build(*args, **kwargs)
+    return model
+train.build_model = built
+"""
+
+
+@pytest.mark.parametrize("tower", ["generator", "discriminator"])
+def test_a_weight_made_infinite_stops_the_run_before_the_update(
+    tower: str, machine: Machine, made: Path, tmp_path: Path
+) -> None:
+    """It becomes so after step 3, with checkpoints after 2 and 4: the update of step 4 is not made."""
+    name = "encoder.layer.0.attention.self.query.weight"
+    output = tmp_path / "run"
+    ended = machine.run(_arguments(made, output), setup=f"NAME = '{tower}.electra.{name}'\n{BREAK}")
+    assert ended.code == 2, ended
+    assert ended.err.startswith("error: step 4 "), ended.err
+    assert f"{tower}.electra.{name}" in ended.err
+    assert "Traceback" not in ended.err
+    assert [path.name for path in list_checkpoints(output / "checkpoints")] == ["step-00000002"]
+    ended = machine.run(_arguments(made, output, "--resume"))
+    assert ended.code == 0, ended
+    _check_same(made / "whole", output, str(ended))
+
+
 def _check_same(whole: Path, output: Path, what: str) -> None:
     """The last checkpoint, the models and the evaluations are those of the undisturbed run, and no file is missing.
 
