@@ -1,7 +1,7 @@
 """A run goes on by itself to the same bits, wherever it was killed, lost power, found the disk full or was stopped.
 
 `make test-all` puts a fault, in each of five ways, at every call of a run that changes a file, and kills 20 runs of the
-installed command at random moments: about TODO minutes on two quiet cores. Else: a way drawn anew at each call that
+installed command at random moments: about 8 minutes of one core. Else: a way drawn anew at each call that
 saves a checkpoint, and 3 kills.
 """
 
