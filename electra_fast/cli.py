@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dis
 import errno
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -382,6 +384,42 @@ def _prepare(args: Any, _: list[str]) -> int:
     return 0
 
 
+# data
+
+
+def _data_parser() -> ArgumentParser:
+    parser = _parser(
+        "data",
+        "stats FOLDER [--png FILE] [--json]",
+        "stats corpus",
+        "stats corpus --png lengths.png",
+        more="\n\nDocuments, tokens, unused entries of the vocabulary, the share of [UNK], lengths, and examples.",
+    )
+    parser.add_argument("action", type=str, choices=["stats"], metavar="stats", help="what to show: figures")
+    parser.add_argument("folder", type=str, metavar="FOLDER", help="a prepared corpus")
+    parser.add_argument("--png", type=str, metavar="FILE", help="draw the documents' lengths into a new PNG file")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    return parser
+
+
+def _data(args: Any, _: list[str]) -> int:
+    from electra_fast.data.stats import corpus_stats, plot_lengths, render
+
+    picture = None if args.png is None else Path(args.png)
+    if picture is not None and (picture.suffix.lower() != ".png" or not picture.absolute().parent.is_dir()):
+        raise UsageError(f"--png {picture}: name a file that ends in .png, in a folder that exists")
+    stats = corpus_stats(args.folder)
+    if picture is not None:
+        plot_lengths(args.folder, picture)
+    if args.json:
+        print(json.dumps(asdict(stats), indent=2, ensure_ascii=False))
+        return 0
+    render(stats)
+    if picture is not None:
+        print(f"\n{picture}: a picture of the lengths")
+    return 0
+
+
 # pretrain
 
 
@@ -611,6 +649,7 @@ COMMANDS = {
         "Train a tokenizer on text: WordPiece, Unigram or byte-level BPE", _tokenizer_parser, _tokenizer
     ),
     "prepare": Command("Turn text into a tokenised corpus", _prepare_parser, _prepare),
+    "data": Command("Show what is in a prepared corpus", _data_parser, _data),
     "pretrain": Command("Pretrain an ELECTRA on a prepared corpus", _pretrain_parser, _pretrain),
     "runs": Command("Compare runs on one picture and in a table, or list them", _runs_parser, _runs),
     "inspect": Command("Colour each token by the probability that it was replaced", _inspect_parser, _inspect),

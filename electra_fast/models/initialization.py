@@ -49,56 +49,47 @@ def discriminator_sources(model: ElectraForJointPreTraining) -> dict[str, str | 
     """How the discriminator's encoder starts from the generator's: where each of its parameters has its values from.
 
     Names are those of `model.named_parameters()`; None stands for zeros, of the differences of tie="gdes". Parameters
-    that the towers share are left out. Where the towers differ in size these are the embeddings alone.
+    that the towers share are left out. Where the towers differ in size these are the embeddings alone, with a warning.
     Source: ELECTRA paper, section 3.2, two-stage training.
 
     Raises:
         ValueError: not even the embeddings are of one size.
     """
     named = dict(model.named_parameters())
-    is_whole = _are_of_one_size(model)
+    ours, theirs = model.generator.config, model.discriminator.config
+    prefix = "discriminator.electra."
+    if any(getattr(ours, name) != getattr(theirs, name) for name in _SIZES):
+        prefix += "embeddings."
+        warnings.warn(
+            "the discriminator starts from the generator's embeddings alone: its layers are of another size or number",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     sources: dict[str, str | None] = {}
     for target, parameter in named.items():
         source = target.replace("discriminator.", "generator.", 1)
-        if target.startswith("discriminator.electra.embeddings.") and target.endswith(".delta"):
+        if not target.startswith(prefix):
+            continue
+        if target.endswith(".delta"):
             sources[target] = None
-        elif target.startswith("discriminator.electra.embeddings.") and source in named:
+        elif source in named:
             if parameter.shape != named[source].shape:
                 raise ValueError(
                     f"the discriminator can't start from the generator: {source} is {tuple(named[source].shape)}, "
-                    f"{target} {tuple(parameter.shape)}. Give both towers one embedding_size, vocabulary and length"
+                    f"{target} {tuple(parameter.shape)}. Give both one embedding_size and max_position_embeddings"
                 )
-            sources[target] = source
-        elif target.startswith("discriminator.electra.") and is_whole and source in named:
             sources[target] = source
     return sources
 
 
 @torch.no_grad()
-def initialize_discriminator(model: ElectraForJointPreTraining) -> bool:
-    """Let the discriminator's encoder start from the generator's, in place; see `discriminator_sources`.
+def initialize_discriminator(model: ElectraForJointPreTraining) -> dict[str, str | None]:
+    """Let the discriminator's encoder start from the generator's, in place; see `discriminator_sources`, its result.
 
-    Warns, and copies the embeddings alone, where the towers differ in size. An optimizer's moments stay as they are.
-
-    Returns:
-        Whether it was the whole encoder.
-
-    Raises:
-        ValueError: not even the embeddings are of one size.
+    An optimizer's moments stay as they are.
     """
     named = dict(model.named_parameters())
-    for target, source in discriminator_sources(model).items():
-        named[target].copy_(0 if source is None else named[source])
-    is_whole = _are_of_one_size(model)
-    if not is_whole:
-        warnings.warn(
-            "the discriminator starts from the generator's embeddings alone: its layers are of another size or number",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return is_whole
-
-
-def _are_of_one_size(model: ElectraForJointPreTraining) -> bool:
-    ours, theirs = model.generator.config, model.discriminator.config
-    return all(getattr(ours, name) == getattr(theirs, name) for name in _SIZES)
+    sources = discriminator_sources(model)
+    for target, source in sources.items():
+        named[target].copy_(torch.zeros(()) if source is None else named[source])
+    return sources

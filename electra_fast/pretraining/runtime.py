@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from electra_fast.data.loader import BatchLoader, CurriculumLoader, open_loader
+from electra_fast.data.loader import open_loader
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
-from electra_fast.pretraining.evaluation import EVALUATION_SEED
+from electra_fast.pretraining.evaluation import EVALUATION_SEED, Loader
 
 
 def find_device(name: str) -> torch.device:
@@ -29,22 +29,28 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def open_loaders(config: PretrainConfig) -> tuple[BatchLoader | CurriculumLoader, BatchLoader | None]:
-    """The batches to learn from and to measure on. Raises ConfigError, or ValueError for what the corpora don't allow."""
-    if not all(config.data.train_corpora):
+def open_data(config: PretrainConfig) -> tuple[Loader, Loader | None]:
+    """The batches to learn from, and those to measure on.
+
+    Raises:
+        ConfigError: no corpus is named, or one is of another tokenizer. ValueError: a damaged one.
+    """
+    data = config.data
+    if not all(data.train_corpora):
         raise ConfigError(
             "data.train is not set: give the folder that `electra-fast prepare` wrote (--data.train FOLDER)"
         )
-    loader = open_loader(config.data, config.training.seed)
-    if config.data.valid is None:
-        return loader, None
-    held_out = open_loader(config.data, EVALUATION_SEED, held_out=True)
-    if held_out.corpora[0].meta.tokenizer_sha256 != loader.corpora[0].meta.tokenizer_sha256:
+    train = open_loader(data, config.training.seed)
+    if data.valid is None:
+        return train, None
+    valid = open_loader(data, EVALUATION_SEED, held_out=True)
+    ours, theirs = train.corpora[0], valid.corpora[0]
+    if theirs.meta.tokenizer_sha256 != ours.meta.tokenizer_sha256:
         raise ConfigError(
-            f"{config.data.valid} was prepared with another tokenizer than {loader.corpora[0].folder}: prepare it again "
-            f"with --tokenizer {loader.corpora[0].tokenizer_folder}"
+            f"{data.valid} was prepared with another tokenizer than {ours.folder}: prepare it again with "
+            f"--tokenizer {ours.tokenizer_folder}"
         )
-    return loader, held_out
+    return train, valid
 
 
 @contextmanager

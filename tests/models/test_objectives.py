@@ -282,7 +282,8 @@ def test_the_discriminator_starts_from_the_generator(tie, rng_seed):
     model = ElectraForJointPreTraining(config, config, tie=tie, mask_token_id=MASK)
     shift_deltas(model)
     parameters = list(model.parameters())
-    assert initialize_discriminator(model)
+    sources = initialize_discriminator(model)
+    assert (None in sources.values()) == (tie == "gdes")
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))  # an optimizer still has them
     batch = ragged_batch(rng_seed)
     packing = model.packing(batch.flat, None, batch.cu_seqlens)
@@ -299,7 +300,7 @@ def test_a_discriminator_of_another_size_starts_from_the_embeddings_alone(tie):
     shift_deltas(model)
     layers = copy.deepcopy(model.discriminator.electra.encoder.state_dict())
     with pytest.warns(RuntimeWarning, match="embeddings alone"):
-        assert not initialize_discriminator(model)
+        initialize_discriminator(model)
     for name, table in folded(model.discriminator).items():
         if name.startswith("electra.embeddings."):
             assert torch.equal(table, model.generator.state_dict()[name]), name

@@ -11,7 +11,7 @@ import torch
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.loader import Batch, BatchLoader
 from electra_fast.pretraining import train as train_module
-from electra_fast.pretraining.accumulation import count_masked, micro_batches
+from electra_fast.pretraining.accumulation import count_predicted, micro_batches
 from electra_fast.pretraining.build import build_model
 from electra_fast.pretraining.metrics import read_metrics
 from electra_fast.pretraining.precision import MasterWeights
@@ -29,6 +29,7 @@ def random_batch(seed: int, lengths: list[int], vocab_size: int = 100) -> Batch:
         sequence_ids=torch.from_numpy(g.permutation(1000)[: len(lengths)]),
         epoch=int(g.integers(5)),
         max_seqlen=max(lengths),
+        num_tokens=sum(lengths),
     )
 
 
@@ -54,14 +55,20 @@ def test_cuts_are_between_sequences_and_lose_nothing(rng_seed):
 
 
 @pytest.mark.filterwarnings("ignore:.*does not take torch.float64")
-@pytest.mark.parametrize("objective", ["joint", "generator", "discriminator"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("objective", "dtype"),
+    [
+        ("joint", torch.float64),
+        *((name, torch.float32) for name in ("joint", "generator", "discriminator", "mlm", "electric", "adversarial")),
+    ],
+)
 def test_gradients_are_those_of_the_unsplit_batch_with_dropout(
     tmp_path, quick_config, corpus, rng_seed, dtype, objective
 ):
     train = Corpus.open(corpus / "train")
     # In float64 PyTorch attends, whose dropout goes by a generator of its own instead of the tokens' names.
-    config = quick_config(tmp_path, **{"model.attention_probs_dropout_prob": 0.1 * (dtype == torch.float32)})
+    settings = {"model.attention_probs_dropout_prob": 0.1 * (dtype == torch.float32)}
+    config = quick_config(tmp_path, **settings, schedule=[{"objective": objective}])
     assert config.model.hidden_dropout_prob == 0.1
     torch.manual_seed(rng_seed)
     model = build_model(config, train.meta).to(dtype).train()
@@ -70,7 +77,7 @@ def test_gradients_are_those_of_the_unsplit_batch_with_dropout(
     batch = loader.batch(rng_seed % 1000)
     results = []
     for max_tokens in (None, 24, 97):
-        run = _Gradients(model, model, masters, config, torch.device("cpu"))
+        run = _Gradients(model, masters, config, torch.device("cpu"))
         run.max_tokens = max_tokens
         totals = run.compute(5, batch, objective, ONE)
         gradients = {name: p.grad for name, p in masters.named_parameters() if p.grad is not None}
@@ -96,7 +103,8 @@ def test_the_count_of_masked_tokens_is_exact(tmp_path, quick_config, corpus, rng
     model = build_model(quick_config(tmp_path), train.meta)
     batch = BatchLoader(train, batch_size=50, max_length=24, seed=rng_seed).batch(0)
     out = model(batch.input_ids, cu_seqlens=batch.cu_seqlens, sequence_ids=batch.sequence_ids, seed=1, mask_seed=2)
-    assert count_masked(model, batch, 2) == out.masked.weights.sum() == (out.masked.weights > 0).sum()
+    count = count_predicted(model, batch, "joint", 2)
+    assert count == out.masked.weights.sum() == (out.masked.weights > 0).sum()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -144,6 +144,27 @@ def test_a_run_cut_in_or_between_phases_ends_with_the_same_bits(tmp_path, quick_
     assert_same_end(tmp_path / "whole", tmp_path / "cut", 11)
 
 
+def test_every_objective_runs_is_measured_and_resumes_to_the_same_bits(tmp_path, quick_config, monkeypatch):
+    names = ["mlm", "electric", "adversarial", "joint", "generator", "discriminator"]
+    settings = {"schedule": [{"objective": name, "steps": 2} for name in names], "training.eval_batches": 2}
+    pretrain(quick_config(tmp_path / "whole", **settings), progress=False)
+    rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert [row["objective"] for row in rows if row["kind"] == "train" and row["step"] % 2 == 0] == names
+    for kind, missing in (("train", {"mlm": {"generator_loss"}}), ("eval", {"mlm": {"generator_loss", "auc"}})):
+        of = {row["objective"]: row for row in rows if row["kind"] == kind}
+        assert of.keys() == set(names)
+        assert all(0 < row["loss"] < 200 for name, row in of.items() if (kind, name) != ("train", "adversarial"))
+        assert of["mlm"]["mlm_loss"] == pytest.approx(5, rel=0.3)  # about ln 200
+        assert not missing["mlm"] & of["mlm"].keys()
+        assert {"generator_loss", "discriminator_loss", "auc"} <= of["electric"].keys() & of["adversarial"].keys()
+    assert "reward" in next(row for row in rows if row["objective"] == "adversarial")
+    interrupt_after(monkeypatch, 3, 6)
+    for _ in range(3):
+        result = pretrain(quick_config(tmp_path / "cut", **settings), resume=True, progress=False)
+    assert result.step == 12
+    assert_same_end(tmp_path / "whole", tmp_path / "cut", 12)
+
+
 @pytest.mark.parametrize("turn", ["turn_steps: 2", "turn_steps: null"])
 def test_alternate_leaves_the_idle_tower_alone_and_resumes_to_the_same_bits(tmp_path, quick_config, monkeypatch, turn):
     settings = {"schedule": f"[{{objective: alternate, steps: 7, {turn}}}]", "model.tie": "untied"}
