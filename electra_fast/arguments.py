@@ -42,6 +42,17 @@ def list_item(kind: Any) -> type | None:
     return item if is_dataclass(item) else None
 
 
+def list_fields(config: type, prefix: str = "") -> dict[str, type]:
+    """The dotted names of fields of type list[dataclass], those of the dataclasses in it too, with the dataclass."""
+    found: dict[str, type] = {}
+    for name, kind in get_type_hints(config).items():
+        if item := list_item(kind):
+            found[prefix + name] = item
+        elif is_dataclass(kind):
+            found |= list_fields(kind, f"{prefix}{name}.")
+    return found
+
+
 class ArgumentParser(jsonargparse.ArgumentParser):
     """Options are spelled in full, as in a config file, with `_`; errors raise `UsageError` and print nothing.
 
@@ -61,19 +72,29 @@ class ArgumentParser(jsonargparse.ArgumentParser):
 
         A field that is a list of dataclasses becomes an option that takes the list as YAML, and stays text here.
         """
-        hints = get_type_hints(config)
-        lists = [field.name for field in fields(config) if list_item(hints[field.name])]
-        self.add_class_arguments(config, skip=set(lists))
-        for action in self._actions:
+        lists = list_fields(config)
+        self.add_class_arguments(config, skip={name for name in lists if "." not in name})
+        for action in list(self._actions):
             if action.dest in self.groups:  # `--section FILE`, in which a section stands in a file of its own
                 action.help = argparse.SUPPRESS
+            elif action.dest.removesuffix(".help") in lists:
+                self._forget(action)
         for name, group in self.groups.items():
             group.title = "the run" if name == config.__name__ else f"{name}: {group.title}"
-        for name in lists:
-            keys = ", ".join(field.name for field in fields(list_item(hints[name])))
-            self.groups.get(config.__name__, self).add_argument(
-                f"--{name}", type=str, metavar="YAML", help=f"a list of sections with keys {keys}"
+        for name, item in lists.items():
+            keys = ", ".join(field.name for field in fields(item))
+            self.groups.get(name.rpartition(".")[0] or config.__name__, self).add_argument(
+                f"--{name}",
+                type=str,
+                metavar="YAML",
+                default=argparse.SUPPRESS,
+                help=f"a list of sections with keys {keys}",
             )
+
+    def _forget(self, action: argparse.Action) -> None:
+        action.container._remove_action(action)
+        for option in action.option_strings:
+            del self._option_string_actions[option]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         shown = {a.dest: a.option_strings[-1] if a.option_strings else a.metavar for a in self._actions}

@@ -323,6 +323,28 @@ def _prepare_parser() -> ArgumentParser:
         action="store_true",
         help="leave out documents whose text was there before, spacing aside; takes 16 bytes of memory a document",
     )
+    parser.add_argument(
+        "--units",
+        type=str,
+        default="none",
+        choices=["none", "word", "entity", "word,entity"],
+        metavar="{none|word|entity|word,entity}",
+        help="store where units for masking begin, a bit a token each: for data.mask_units of pretrain",
+    )
+    parser.add_argument(
+        "--segmenter",
+        type=str,
+        default="none",
+        choices=["none", "jieba"],
+        metavar="{none,jieba}",
+        help="what tells which Chinese characters make a word: jieba (pip install 'electra-fast[chinese]')",
+    )
+    parser.add_argument(
+        "--entities_field",
+        type=str,
+        default="entities",
+        help="the field of JSON lines that holds entities as [[start, end], ...] in characters",
+    )
     parser.add_argument("--lowercase", type=bool, default=True, help="for a vocab.txt: it is of an uncased model")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus that is in the folder")
     return parser
@@ -340,6 +362,9 @@ def _prepare(args: Any, _: list[str]) -> int:
         format=args.format,
         text_field=args.text_field,
         deduplicate=args.deduplicate,
+        units=() if args.units == "none" else args.units.split(","),
+        segmenter=args.segmenter,
+        entities_field=args.entities_field,
         lowercase=args.lowercase,
         overwrite=args.overwrite,
     )

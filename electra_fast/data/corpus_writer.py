@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -46,9 +47,12 @@ class PartialFolder:
 
 
 class CorpusWriter:
-    """Appends documents' ids to shards of exactly `shard_tokens` tokens (the last: what is left) and to offsets.bin."""
+    """Appends documents' ids to shards of exactly `shard_tokens` tokens (the last: what is left) and to offsets.bin.
 
-    def __init__(self, folder: Path, shard_tokens: int, dtype: np.dtype) -> None:
+    For each kind in `units` it also writes where they begin.
+    """
+
+    def __init__(self, folder: Path, shard_tokens: int, dtype: np.dtype, units: Sequence[str] = ()) -> None:
         self.folder = folder
         self.shard_bytes = shard_tokens * dtype.itemsize
         self.itemsize = dtype.itemsize
@@ -59,6 +63,7 @@ class CorpusWriter:
         self._offsets = _HashedFile(folder / OFFSETS_FILE)
         self._offsets.write(np.zeros(1, OFFSET_DTYPE).tobytes())
         self._shard: _HashedFile | None = None
+        self._units = {kind: _BitFile(folder / f"starts-{kind}.bin") for kind in units}
 
     def __enter__(self) -> CorpusWriter:
         return self
@@ -66,9 +71,14 @@ class CorpusWriter:
     def __exit__(self, *_: object) -> None:
         self._close_shard()
         self.offsets_sha256 = self._offsets.close()
+        self.units_sha256 = {kind: file.close() for kind, file in self._units.items()}
 
-    def write(self, lengths: np.ndarray, ids: np.ndarray, text_bytes: np.ndarray) -> None:
-        """Documents, none of them without tokens: lengths in tokens, all ids, sizes of the text."""
+    def write(
+        self, lengths: np.ndarray, ids: np.ndarray, text_bytes: np.ndarray, starts: dict[str, np.ndarray] | None = None
+    ) -> None:
+        """Documents, none of them without tokens: lengths in tokens, all ids, sizes of the text, where units begin."""
+        for kind, file in self._units.items():
+            file.write_bits(starts[kind])
         self._offsets.write((self.tokens + np.cumsum(lengths)).astype(OFFSET_DTYPE).tobytes())
         self.documents += len(lengths)
         self.tokens += len(ids)
@@ -105,3 +115,21 @@ class _HashedFile:
     def close(self) -> str:
         self._file.close()
         return self._digest.hexdigest()
+
+
+class _BitFile(_HashedFile):
+    """A bit for each entry, lowest bit first; the last byte is filled up with zeros."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._rest = np.empty(0, bool)  # fewer than 8
+
+    def write_bits(self, bits: np.ndarray) -> None:
+        bits = np.concatenate([self._rest, bits])
+        whole = len(bits) // 8 * 8
+        self.write(np.packbits(bits[:whole], bitorder="little").tobytes())
+        self._rest = bits[whole:]
+
+    def close(self) -> str:
+        self.write(np.packbits(self._rest, bitorder="little").tobytes())
+        return super().close()

@@ -13,17 +13,19 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
-from electra_fast.data.corpus import TOKEN_DTYPES, CorpusMeta
+from electra_fast.data.corpus import TOKEN_DTYPES, CorpusMeta, Units
 from electra_fast.data.corpus_writer import CorpusWriter, PartialFolder
 from electra_fast.data.deduplication import KEY_DTYPE, SeenKeys, document_key
 from electra_fast.data.documents import open_inputs
 from electra_fast.data.progress import ReadingProgress
 from electra_fast.data.readers.base import Document, Reader, plain_text
+from electra_fast.data.readers.jsonl import JsonLines
+from electra_fast.data.units import UnitFinder
 from electra_fast.data.word_cache import WordCache
 
 if TYPE_CHECKING:
@@ -34,17 +36,23 @@ SHARD_TOKENS = 1 << 28  # 512 MB of uint16
 
 
 class Chunk(NamedTuple):
-    """Encoded documents: lengths in tokens and in bytes of text, int64 [documents]; ids [tokens]; keys [documents]."""
+    """Encoded documents: lengths in tokens and in bytes of text, int64 [documents]; ids [tokens]; keys [documents].
+
+    starts: for each kind of units bool [tokens], where one begins.
+    """
 
     lengths: np.ndarray
     text_bytes: np.ndarray
     ids: np.ndarray
     keys: np.ndarray | None
+    starts: dict[str, np.ndarray]
 
     def select(self, kept: np.ndarray) -> Chunk:
         """The documents where `kept`, bool [documents], is true."""
         keys = None if self.keys is None else self.keys[kept]
-        return Chunk(self.lengths[kept], self.text_bytes[kept], self.ids[np.repeat(kept, self.lengths)], keys)
+        tokens = np.repeat(kept, self.lengths)
+        starts = {kind: each[tokens] for kind, each in self.starts.items()}
+        return Chunk(self.lengths[kept], self.text_bytes[kept], self.ids[tokens], keys, starts)
 
 
 def prepare(
@@ -56,6 +64,9 @@ def prepare(
     format: str = "auto",
     text_field: str = "text",
     deduplicate: bool = False,
+    units: Sequence[str] = (),
+    segmenter: str = "none",
+    entities_field: str = "entities",
     lowercase: bool = True,
     shard_tokens: int = SHARD_TOKENS,
     progress: bool = True,
@@ -66,16 +77,18 @@ def prepare(
     `tokenizer` is a fast transformers tokenizer or what `load_tokenizer` takes (`lowercase` is for a vocab.txt);
     `inputs`, `format` and `text_field` as in `read_documents`. Ids are stored without special tokens, and text that
     spells one ("[MASK]") is text. Documents without tokens are left out; with `deduplicate` also those whose text was
-    there before (`document_key` says what is the same), at 16 bytes of memory a document. The bytes written depend on
-    the documents, the tokenizer, `deduplicate` and `shard_tokens` only: not on the format or compression they came in,
-    nor on `workers`. With workers > 1 processes are spawned: a script that calls this needs the usual
+    there before (`document_key` says what is the same), at 16 bytes of memory a document. `units` ("word", "entity")
+    are stored for masking, as `UnitFinder` finds them: with `segmenter="jieba"` Chinese words too; entities come from
+    JSON lines, `[[start, end], ...]` in characters in the field `entities_field`. The bytes written depend on
+    the documents, the tokenizer and the options that are not about the input: not on the format or compression they came
+    in, nor on `workers`. With workers > 1 processes are spawned: a script that calls this needs the usual
     `if __name__ == "__main__":`. Memory does not grow with the input, but for offsets and keys.
 
     The work lies in the sibling `.NAME.partial` until all of it is on disk, then gets its name: interrupted at any
     moment, there is no folder `output`. `overwrite` replaces a corpus, and nothing but a corpus.
 
     Raises ValueError for input that cannot be read (naming file and line), input without any token, an `output` that
-    exists, or `shard_tokens` or `workers` below 1.
+    exists, `shard_tokens` or `workers` below 1, or units that are not known or not in the input.
     """
     from electra_fast.data.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer, tokenizer_hash
 
@@ -90,14 +103,17 @@ def prepare(
 
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     dtype = "uint16" if vocab_size <= 65535 else "uint32"
-    encoder = _Encoder(tokenizer.backend_tokenizer.to_str(), dtype, deduplicate)
+    if "entity" in units:
+        _read_entities(readers, entities_field)
+    encoder = _Encoder(tokenizer.backend_tokenizer.to_str(), dtype, deduplicate, tuple(units), segmenter)
+    kinds = encoder.units.kinds
     duplicates = _Duplicates() if deduplicate else None
     with (
         PartialFolder(output) as partial,
         ReadingProgress("prepare", sum(reader.size for reader in readers), show=progress) as reading,
     ):
         with (
-            CorpusWriter(partial, shard_tokens, TOKEN_DTYPES[dtype]) as writer,
+            CorpusWriter(partial, shard_tokens, TOKEN_DTYPES[dtype], kinds) as writer,
             closing(_encode(_chunks(readers, reading.advance), encoder, workers)) as encoded,
         ):
             for chunk in encoded:
@@ -105,7 +121,7 @@ def prepare(
                     chunk = chunk.select(chunk.lengths > 0)
                 if duplicates:
                     chunk = duplicates.drop(chunk)
-                writer.write(chunk.lengths, chunk.ids, chunk.text_bytes)
+                writer.write(chunk.lengths, chunk.ids, chunk.text_bytes, chunk.starts)
                 reading.tell(documents=writer.documents, tokens=writer.tokens)
         if writer.tokens == 0:
             raise ValueError(f"no document with a token in {_shown(inputs)}: give files that hold text")
@@ -125,9 +141,19 @@ def prepare(
             duplicate_tokens=duplicates.tokens if duplicates else None,
             shards=tuple(writer.shards),
             offsets_sha256=writer.offsets_sha256,
+            units=tuple(
+                Units(kind, segmenter, f"starts-{kind}.bin", sha256) for kind, sha256 in writer.units_sha256.items()
+            ),
         )
         meta.write(partial)
     return meta
+
+
+def _read_entities(readers: Sequence[Reader], field: str) -> None:
+    for reader in readers:
+        if not isinstance(reader, JsonLines):
+            raise ValueError(f"entities are read from JSON lines, and {reader.path} is something else: convert it")
+        reader.entities_field = field
 
 
 def _shown(inputs: str | Path | Sequence[str | Path]) -> str:
@@ -176,7 +202,9 @@ class _Duplicates:
 class _Encoder:
     """Documents -> Chunk; pickled as the tokenizer's JSON, so that workers start without transformers."""
 
-    def __init__(self, tokenizer_json: str, dtype: str, deduplicate: bool) -> None:
+    def __init__(
+        self, tokenizer_json: str, dtype: str, deduplicate: bool, units: tuple[str, ...], segmenter: str
+    ) -> None:
         self.tokenizer_json = tokenizer_json
         self.dtype = dtype
         self.deduplicate = deduplicate
@@ -184,27 +212,32 @@ class _Encoder:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.tokenizer.encode_special_tokens = True  # a "[MASK]" in the text is text
-        fast = WordCache.supports(self.tokenizer)
+        self.units = UnitFinder(self.tokenizer, units, segmenter)
+        fast = not self.units.kinds and WordCache.supports(self.tokenizer)  # it knows no offsets and no words
         self._word_cache = WordCache(self.tokenizer, TOKEN_DTYPES[dtype]) if fast else None
 
-    def __reduce__(self) -> tuple[type, tuple[str, str, bool]]:
-        return _Encoder, (self.tokenizer_json, self.dtype, self.deduplicate)
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        units = (self.units.kinds, self.units.segmenter)
+        return _Encoder, (self.tokenizer_json, self.dtype, self.deduplicate, *units)
 
     def __call__(self, documents: list[Document]) -> Chunk:
         texts = list(map(plain_text, documents))
-        lengths, ids = (self._word_cache or self._tokenize)(texts)
+        encodings: list[Encoding] = []
+        if self._word_cache is not None:
+            lengths, ids = self._word_cache(texts)
+        else:
+            encode = self.tokenizer.encode_batch if self.units.kinds else self.tokenizer.encode_batch_fast
+            encodings = encode(texts, add_special_tokens=False)
+            lengths = np.array([len(encoding) for encoding in encodings], np.int64)
+            all_ids = chain.from_iterable(encoding.ids for encoding in encodings)
+            ids = np.fromiter(all_ids, TOKEN_DTYPES[self.dtype], int(lengths.sum()))
         return Chunk(
             lengths=lengths,
             text_bytes=np.array([len(text.encode()) for text in texts], np.int64),
             ids=ids,
             keys=np.array([document_key(text) for text in texts], KEY_DTYPE) if self.deduplicate else None,
+            starts=self.units(encodings, texts, [getattr(document, "entities", ()) for document in documents]),
         )
-
-    def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        lengths = np.array([len(encoding) for encoding in encodings], np.int64)
-        ids = chain.from_iterable(encoding.ids for encoding in encodings)
-        return lengths, np.fromiter(ids, TOKEN_DTYPES[self.dtype], int(lengths.sum()))
 
 
 _worker_encoder: _Encoder  # one per worker process, set when it starts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from electra_fast.data.streams import draws
@@ -38,27 +40,26 @@ class TwoSegments:
     def lengths(self, lengths: np.ndarray, epochs: np.ndarray, sequence_ids: np.ndarray) -> np.ndarray:
         """How many of the `lengths` tokens of pieces are used: int64 [n]."""
         words = draws(_DOMAIN, self.seed, epochs, sequence_ids)
-        shorter = words(0) < threshold(SHORTER)
-        lengths = np.where(shorter, np.minimum(lengths, self._targets(words) - 3), lengths)
-        return lengths
+        return np.minimum(lengths, self._targets(words) - 3)
 
     def cuts(self, ids: np.ndarray, lengths: np.ndarray, epochs: np.ndarray, sequence_ids: np.ndarray) -> np.ndarray:
         """The length of A in each piece, int64 [n]; all of it where there is no B. `ids` [tokens]: their text."""
         words = draws(_DOMAIN, self.seed, epochs, sequence_ids)
-        target = np.where(words(0) < threshold(SHORTER), self._targets(words), self.max_length)
         begins = np.cumsum(lengths) - lengths
         ends = 1 + np.flatnonzero(self.is_end.take(ids, mode="clip"))  # places after a sentence, over all pieces
         ends = np.union1d(ends, begins + lengths)
 
-        first_over = np.searchsorted(ends, begins + (target - 3) // 2)  # the sentence that reaches half
-        first_over = np.minimum(first_over, np.searchsorted(ends, begins + lengths))
-        over = ends[first_over] - begins
-        under = np.where(first_over > 0, ends[first_over - 1], 0) - begins
-        takes = (under <= 0) | (words(2) & 1 == 1)
+        half = (self._targets(words) - 3) // 2
+        last = np.searchsorted(ends, begins + lengths)
+        reaching = np.minimum(np.searchsorted(ends, begins + half), last)  # the sentence that reaches half, or the last
+        over = ends[reaching] - begins
+        under = np.where(reaching > 0, ends[reaching - 1], 0) - begins
+        takes = (under <= 0) | (over < half) | (words(2) & 1 == 1)
         return np.where(words(3) < threshold(ONE_SEGMENT), lengths, np.where(takes, over, under))
 
-    def _targets(self, words) -> np.ndarray:
-        return SHORTEST + (words(1) * (self.max_length - SHORTEST + 1) >> 32)
+    def _targets(self, words: Callable[[np.ndarray | int], np.ndarray]) -> np.ndarray:
+        shorter = SHORTEST + (words(1) * (self.max_length - SHORTEST + 1) >> 32)
+        return np.where(words(0) < threshold(SHORTER), shorter, self.max_length)
 
 
 def sentence_end_ids(vocabulary: dict[str, int]) -> np.ndarray:

@@ -222,8 +222,10 @@ def permutation(seed: int, epoch: int, key: int, size: int) -> np.ndarray:
     return np.argsort(generator.random_raw(size), kind="stable")
 
 
-def draws(domain: int, seed: int, epochs: np.ndarray, sequence_ids: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Random numbers of sequences: a function that takes counters, int64 [n] or [], and gives 32-bit words, int64 [n].
+def draws(
+    domain: int, seed: int, epochs: np.ndarray, sequence_ids: np.ndarray
+) -> Callable[[np.ndarray | int], np.ndarray]:
+    """Random numbers of sequences: a function that takes counters, int64 [n] or one, and gives 32-bit words, int64 [n].
 
     A word depends on (domain, seed, epoch, sequence id, counter) alone. Source: `ops.random.splitmix64`, chained.
     """

@@ -12,7 +12,7 @@ from electra_fast.models.electra import (
     ElectraModel,
 )
 from electra_fast.models.electric import pseudo_log_likelihood
-from electra_fast.models.initialization import initialize_weights
+from electra_fast.models.initialization import discriminator_sources, initialize_discriminator, initialize_weights
 from electra_fast.models.joint import ElectraForJointPreTraining, JointPreTrainingOutput
 from electra_fast.models.optimize import optimize, patch_transformers
 from electra_fast.models.positions import resize_position_embeddings
@@ -29,6 +29,8 @@ __all__ = [
     "ElectraForTokenClassification",
     "ElectraModel",
     "JointPreTrainingOutput",
+    "discriminator_sources",
+    "initialize_discriminator",
     "initialize_weights",
     "optimize",
     "patch_transformers",

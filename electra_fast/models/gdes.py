@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+DELTA_EMBEDDINGS = ("word_embeddings", "position_embeddings")  # the others of a tower stay its own
+
 
 class DeltaEmbedding(nn.Module):
     """`nn.Embedding` whose table is another's, without gradients to it, plus a difference: `sg(base) + delta`.

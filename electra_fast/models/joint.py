@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import copy
-import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from electra_fast.models.adversarial import adversarial
-from electra_fast.models.electra import (
-    ElectraConfig,
-    ElectraForMaskedLM,
-    ElectraForPreTraining,
-    ElectraGeneratorPredictions,
-)
+from electra_fast.models.electra import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 from electra_fast.models.electric import electric
-from electra_fast.models.gdes import DeltaEmbedding, delta_names, folded
+from electra_fast.models.gdes import DELTA_EMBEDDINGS, DeltaEmbedding
 from electra_fast.models.initialization import initialize_weights
+from electra_fast.models.joint_files import load_joint, save_joint
 from electra_fast.models.layers import FlatBatch, generator_hidden
+from electra_fast.models.masked_lm import MaskedLMHead, mlm
 from electra_fast.models.objectives import (
     DISCRIMINATOR_STREAM,
     GENERATOR_STREAM,
@@ -35,9 +29,7 @@ from electra_fast.models.objectives import (
     discriminator,
     generator,
     joint,
-    mlm,
 )
-from electra_fast.models.progress import hidden_progress_bars
 from electra_fast.models.tower import encode
 from electra_fast.models.two_tower import TwoTowerGenerator
 from electra_fast.ops.generator_head import linear_cross_entropy_sample, linear_cross_entropy_sample_with_argmax
@@ -45,11 +37,8 @@ from electra_fast.ops.masking_sampling import corrupt_tokens, mask_tokens
 from electra_fast.ops.random import as_seed, draw_seed, row_ids_for, splitmix64
 from electra_fast.packing import Packing, packing_of_full, packing_of_lengths, packing_of_mask
 
-FORMAT_VERSION = 2  # 1 had no `objectives` and no file of other weights; it is read too
 TIED_EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
-DELTA_EMBEDDINGS = ("word_embeddings", "position_embeddings")
 TIE_CHOICES = ("shared", "untied", "all", "gdes")
-OTHER_WEIGHTS = "electra_fast.safetensors"
 # What `forward(objective=...)` runs.
 OBJECTIVES = {
     "joint": joint,
@@ -61,14 +50,6 @@ OBJECTIVES = {
 }
 # Those that need the probability of each sample, which temperature and disallow_correct would change.
 _OBJECTIVES_OF_SAMPLES = ("electric", "adversarial")
-
-
-class MaskedLMHead(ElectraGeneratorPredictions):
-    """The generator's head for another encoder; it projects onto the encoder's word embeddings."""
-
-    def __init__(self, config: ElectraConfig) -> None:
-        super().__init__(config)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
 
 class ElectraForJointPreTraining(nn.Module):
@@ -177,6 +158,7 @@ class ElectraForJointPreTraining(nn.Module):
         token_count: Tensor | float | None = None,
         max_seqlen: int | None = None,
         objective: str = "joint",
+        unit_starts: Tensor | None = None,
     ) -> JointPreTrainingOutput:
         """Mask, let the generator fill in, let the discriminator judge, and return both losses.
 
@@ -199,6 +181,8 @@ class ElectraForJointPreTraining(nn.Module):
                 the generator samples without gradients and without dropout; "mlm": masked language modelling of the
                 discriminator's encoder; "electric", "adversarial": see the modules of these names. What is not computed
                 is None in the result; `loss` is the weighted sum of what is trained.
+            unit_starts: bool, the shape of input_ids, True where a unit begins that is masked whole or not at all (a
+                word, a span); None: each token is one. See `mask_tokens`.
 
         Raises:
             ValueError: an objective that is unknown, or that the constructor was not told of; shapes that don't fit
@@ -206,13 +190,14 @@ class ElectraForJointPreTraining(nn.Module):
         """
         _check_objective(objective)
         packing = self.packing(input_ids, attention_mask, cu_seqlens, max_seqlen)
-        if token_type_ids is not None and token_type_ids.shape != input_ids.shape:
-            raise ValueError(
-                f"token_type_ids has shape {tuple(token_type_ids.shape)}, input_ids {tuple(input_ids.shape)}"
-            )
-        if token_type_ids is not None and not packing.is_packed:
-            token_type_ids = packing.unpad(token_type_ids)
+        for name, tensor in (("token_type_ids", token_type_ids), ("unit_starts", unit_starts)):
+            if tensor is not None and tensor.shape != input_ids.shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, input_ids {tuple(input_ids.shape)}")
+        if not packing.is_packed:
+            token_type_ids = None if token_type_ids is None else packing.unpad(token_type_ids)
+            unit_starts = None if unit_starts is None else packing.unpad(unit_starts)
         options: dict[str, Any] = {"sequence_ids": sequence_ids, "seed": seed, "mask_seed": mask_seed}
+        options["unit_starts"] = unit_starts
         flat_ids = input_ids if packing.is_packed else packing.unpad(input_ids)
         inputs = FlatInputs(
             flat_ids, packing, token_type_ids, options | {"num_masked": num_masked}, masked_count, token_count
@@ -270,8 +255,9 @@ class ElectraForJointPreTraining(nn.Module):
         seed: Tensor | int | None = None,
         mask_seed: Tensor | int | None = None,
         num_masked: int | None = None,
+        unit_starts: Tensor | None = None,
     ) -> Masking:
-        """Choose the tokens of flat `input_ids` [T] to predict; the other arguments are those of `forward`."""
+        """Choose the tokens of flat `input_ids` [T] to predict; the other arguments are those of `forward`, flat."""
         device = input_ids.device
         seed = draw_seed(device) if seed is None else as_seed(seed, device)
         mask_seed = splitmix64(seed) if mask_seed is None else as_seed(mask_seed, device)
@@ -304,6 +290,7 @@ class ElectraForJointPreTraining(nn.Module):
             max_per_sequence=max_per_sequence,
             seed=mask_seed,
             row_ids=row_ids,
+            unit_starts=unit_starts,
         )
         return Masking(masked, seed, row_ids)
 
@@ -394,46 +381,6 @@ class ElectraForJointPreTraining(nn.Module):
         )
         return self.discriminator.discriminator_predictions(hidden_states)
 
-    @torch.no_grad()
-    def initialize_discriminator(self) -> bool:
-        """Give the discriminator's encoder the generator's weights, the second stage of two-stage training.
-
-        Where the towers differ in size it gets the embeddings alone, with a warning. Parameters change in place, so an
-        optimizer of before goes on; it still has moments of the discriminator's training, if there was any.
-        Source: ELECTRA paper, section 3.2.
-
-        Returns:
-            Whether it was the whole encoder.
-
-        Raises:
-            ValueError: not even the embeddings are of one size.
-        """
-        source, target = self.generator.electra, self.discriminator.electra
-        weights = source.state_dict()
-        if self.tie == "gdes":  # sg(E_G) + 0 is E_G
-            for name in DELTA_EMBEDDINGS:
-                weights[f"embeddings.{name}.delta"] = torch.zeros_like(weights.pop(f"embeddings.{name}.weight"))
-        shapes = {name: weight.shape for name, weight in weights.items()}
-        expected = {name: weight.shape for name, weight in target.state_dict().items()}
-        is_whole = shapes == expected
-        if not is_whole:
-            names = [name for name in expected if name.startswith("embeddings.")]
-            wrong = next((name for name in names if shapes[name] != expected[name]), None)
-            if wrong is not None:
-                raise ValueError(
-                    f"the discriminator can't start from the generator, whose {wrong} is {tuple(shapes[wrong])}, not "
-                    f"{tuple(expected[wrong])}: give both towers one embedding_size and max_position_embeddings"
-                )
-            warnings.warn(
-                "the discriminator starts from the generator's embeddings alone: its layers are of another size or "
-                "number than the generator's",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            weights = {name: weights[name] for name in names}
-        target.load_state_dict(weights, strict=is_whole)
-        return is_whole
-
     def save_pretrained(self, folder: str | Path) -> list[Path]:
         """Write the model so that `from_pretrained` gives it back and transformers loads its parts.
 
@@ -445,87 +392,17 @@ class ElectraForJointPreTraining(nn.Module):
         Returns:
             The checkpoints' folders.
         """
-        folder = Path(folder)
-        weights = folded(self.discriminator)
-        with hidden_progress_bars():
-            self.generator.save_pretrained(folder / "generator")
-            self.discriminator.save_pretrained(
-                folder / "discriminator", state_dict=dict(weights)
-            )  # it empties what it is given
-            if self.mlm_head is not None:
-                self._masked_lm(weights).save_pretrained(folder / "mlm")
-        others = {name: tensor.contiguous() for name, tensor in self._weights_of_no_checkpoint().items()}
-        if others:
-            save_file(others, folder / OTHER_WEIGHTS)
-        else:
-            (folder / OTHER_WEIGHTS).unlink(missing_ok=True)
-        options = {"format_version": FORMAT_VERSION, **{name: getattr(self, name) for name in OPTIONS}}
-        (folder / "electra_fast.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
-        names = ("generator", "discriminator") if self.mlm_head is None else ("generator", "discriminator", "mlm")
-        return [folder / name for name in names]
-
-    def _masked_lm(self, discriminator: dict[str, Tensor]) -> ElectraForMaskedLM:
-        """The discriminator's encoder, whose weights are given, under `mlm_head`; for saving."""
-        weights = {name: tensor for name, tensor in discriminator.items() if name.startswith("electra.")}
-        weights |= {f"generator_predictions.{name}": tensor for name, tensor in self.mlm_head.state_dict().items()}
-        weights["generator_lm_head.bias"] = weights.pop("generator_predictions.bias")
-        weights["generator_lm_head.weight"] = weights["electra.embeddings.word_embeddings.weight"]
-        with torch.device("meta"):  # neither memory nor random numbers for weights that are replaced at once
-            model = ElectraForMaskedLM(copy.deepcopy(self.discriminator.config))
-        model.load_state_dict(weights, assign=True)
-        model.tie_weights()
-        return model
-
-    def _weights_of_no_checkpoint(self) -> dict[str, Tensor]:
-        """What neither `generator` nor `discriminator` of a saved folder hold, under its name in this model."""
-        return {
-            name: tensor
-            for name, tensor in self.state_dict().items()
-            if name.endswith(".delta") or not name.startswith(("generator.", "discriminator."))
-        }
+        return save_joint(self, Path(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ElectraForJointPreTraining:
         """Load what `save_pretrained` wrote.
 
         Raises:
-            FileNotFoundError: a part is missing. ValueError: it was written by a newer format.
-            RuntimeError: a part is of another model.
+            FileNotFoundError: a part is missing. ValueError: it was written by a newer format, or a part is of another
+                model.
         """
-        folder = Path(folder)
-        options = json.loads((folder / "electra_fast.json").read_text(encoding="utf-8"))
-        version = options.pop("format_version")
-        if version > FORMAT_VERSION:
-            raise ValueError(
-                f"{folder} has format version {version}; this electra-fast reads up to {FORMAT_VERSION}: upgrade it"
-            )
-        with hidden_progress_bars():
-            generator = ElectraForMaskedLM.from_pretrained(folder / "generator")
-            discriminator = ElectraForPreTraining.from_pretrained(folder / "discriminator")
-        model = cls(generator.config, discriminator.config, **options)
-        weights = {f"generator.{name}": tensor for name, tensor in generator.state_dict().items()}
-        weights |= {f"discriminator.{name}": tensor for name, tensor in discriminator.state_dict().items()}
-        if model._weights_of_no_checkpoint():
-            weights |= load_file(folder / OTHER_WEIGHTS)
-        # A table that is saved as a sum comes back as its parts.
-        sums = {f"discriminator.{name}.weight" for name in delta_names(model.discriminator)}
-        model.load_state_dict({name: tensor for name, tensor in weights.items() if name not in sums})
-        return model
-
-
-OPTIONS = (
-    "mask_token_id",
-    "never_mask_ids",
-    "mask_prob",
-    "replace_prob",
-    "max_per_sequence",
-    "temperature",
-    "disallow_correct",
-    "generator_weight",
-    "discriminator_weight",
-    "tie",
-    "objectives",
-)
+        return load_joint(cls, Path(folder))
 
 
 def _check_objective(name: str) -> None:

@@ -79,7 +79,7 @@ class FlatInputs(NamedTuple):
     input_ids: Tensor  # int64 [T]
     packing: Packing
     token_type_ids: Tensor | None  # int64 [T]
-    options: dict[str, Any]  # of `corrupt`: sequence_ids, seed, mask_seed, num_masked
+    options: dict[str, Any]  # of `corrupt`: sequence_ids, seed, mask_seed, num_masked, unit_starts
     masked_count: Tensor | float | None
     token_count: Tensor | float | None
 
@@ -124,22 +124,6 @@ def discriminator(model: ElectraForJointPreTraining, inputs: FlatInputs) -> Join
         sampled_ids=corruption.sampled_ids,
         corrupted_ids=corruption.corrupted_ids,
         rtd=rtd,
-    )
-
-
-def mlm(model: ElectraForJointPreTraining, inputs: FlatInputs) -> JointPreTrainingOutput:
-    """Masked language modelling of the discriminator's encoder, as BERT is trained; no generator runs.
-
-    Source: google-research/electra, run_pretraining.py, `electra_objective=False`; its weight is the generator's there
-    too. Chosen tokens become [MASK] or stay, none becomes a random one.
-    """
-    corruption = corrupt(model, inputs, predictor="mlm")
-    loss = mean_nll(corruption, inputs)
-    return JointPreTrainingOutput(
-        loss=model.generator_weight * loss,
-        mlm_loss=loss.detach(),
-        masked=corruption.masked,
-        sampled_ids=corruption.sampled_ids,
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from electra_fast.data.corpus import CorpusMeta
-from electra_fast.models import ElectraConfig, ElectraForJointPreTraining, initialize_weights
+from electra_fast.models import ElectraConfig, ElectraForJointPreTraining, discriminator_sources, initialize_weights
 from electra_fast.pretraining.config import PretrainConfig
 from electra_fast.pretraining.precision import MasterWeights
 
@@ -41,9 +43,30 @@ def build_model(config: PretrainConfig, corpus: CorpusMeta) -> ElectraForJointPr
         generator_weight=objective.generator_weight,
         discriminator_weight=objective.discriminator_weight,
         tie=model.tie,
+        objectives=_objectives(config),
     )
     initialize_weights(joint, std=model.initializer_range, glorot=model.glorot)
     return joint
+
+
+def _objectives(config: PretrainConfig) -> list[str]:
+    """What the model will be asked for: those that need parts of their own make them."""
+    towers = {"alternate": ("generator", "discriminator")}
+    named = [name for phase in config.phases for name in towers.get(phase.objective, (phase.objective,))]
+    return list(dict.fromkeys(named))
+
+
+def compiled(model: ElectraForJointPreTraining, config: PretrainConfig) -> Callable[..., Any]:
+    """The model through torch.compile, as CUDA graphs where the run asks for them."""
+    if not config.training.cuda_graphs:
+        return torch.compile(model, dynamic=not config.data.fixed_shapes)
+    forward = torch.compile(model, dynamic=False, mode="reduce-overhead")
+
+    def replayed(*args: Any, **kwargs: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may be written over
+        return forward(*args, **kwargs)
+
+    return replayed
 
 
 def checkpoint_activations(model: ElectraForJointPreTraining) -> None:
@@ -59,23 +82,22 @@ def checkpoint_activations(model: ElectraForJointPreTraining) -> None:
 
 
 @torch.no_grad()
-def copy_generator_to_discriminator(masters: MasterWeights, optimizer: torch.optim.Optimizer) -> int:
-    """Copy every parameter of the generator's encoder to the discriminator's that has the same name and shape.
+def copy_generator_to_discriminator(
+    model: ElectraForJointPreTraining, masters: MasterWeights, optimizer: torch.optim.Optimizer
+) -> int:
+    """Let the discriminator's encoder start from the generator's; see `discriminator_sources`.
 
-    Their moments begin at zero again. Shared parameters stay as they are.
+    Moments of what was copied begin at zero again. Shared parameters stay as they are.
 
     Returns:
         How many parameters were copied.
     """
     named = dict(masters.named_parameters())
-    copied = 0
-    for name, source in named.items():
-        target = named.get(name.replace("generator.electra.", "discriminator.electra.", 1))
-        if not name.startswith("generator.electra.") or target is None or target.shape != source.shape:
-            continue
-        target.copy_(source)
+    sources = discriminator_sources(model)
+    for name, source in sources.items():
+        target = named[name]
+        target.copy_(torch.zeros(()) if source is None else named[source])
         for moment in ("exp_avg", "exp_avg_sq"):
             optimizer.state[target][moment].zero_()
-        copied += 1
     masters.give_weights()
-    return copied
+    return len(sources)

@@ -70,13 +70,15 @@ def save_checkpoint(
 
 
 def _delete(path: Path) -> None:
-    """Delete a folder, under another name first: cut short, it must not look like a checkpoint. Of a link, the link."""
-    if path.is_dir() and not path.is_symlink():
-        doomed = path.with_name(f".{path.name.lstrip('.')}.deleted")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
-    else:
+    """Delete a folder, under a hidden name: cut short, it must not look like a checkpoint. Of a link, the link."""
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    if not path.name.startswith("."):
+        hidden = path.with_name(f".{path.name}.deleted")
+        path.rename(hidden)
+        path = hidden
+    shutil.rmtree(path)
 
 
 def _write(aside: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

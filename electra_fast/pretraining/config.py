@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -183,26 +184,39 @@ class StageConfig:
 
 
 @dataclass
+class CorpusConfig:
+    """One of several corpora.
+
+    Args:
+        path: its folder.
+        weight: its share in the sequences, in any scale; null, for all of them: by size and data.alpha.
+    """
+
+    path: str = ""
+    weight: float | None = None
+
+
+@dataclass
 class DataConfig:
     """Prepared corpora (`electra-fast prepare`) and how they are cut into batches.
 
     Args:
-        train: folder of the corpus to learn from, or a list of several to be mixed.
-        weights: shares of several corpora in the sequences, in any scale; null: by their sizes.
-        alpha: without weights, shares are size^alpha: 1 in proportion, 0 even; 0.3 is usual for languages.
+        train: folder of the corpus to learn from.
+        mixture: several corpora instead of `train`, each with its path and weight.
+        alpha: without weights, shares in a mixture are size^alpha: 1 in proportion, 0 even; 0.3 is usual for languages.
         valid: folder of a corpus for held-out metrics, prepared with the same tokenizer; null: none.
         max_length: tokens a sequence, special tokens included.
         batch_size: sequences a step.
         batch_tokens: about so many tokens a step, instead of batch_size; null: batch_size.
         fixed_shapes: the same number of tokens in every batch, the rest being padding that belongs to no sequence.
         segments: 1, or 2 for the original's examples [CLS] A [SEP] B [SEP].
-        join_documents: a sequence goes on in the next document, [SEP] between; false: none reaches over a document's end.
+        join_documents: a sequence goes on in the next document, [SEP] between; false: it ends with its document.
         mask_units: what is masked whole: token, word, span (of words) or entity; other than token, see prepare --units.
         curriculum: stages, each with steps, max_length, and batch_size or batch_tokens; empty: one, of the above.
     """
 
-    train: list[str] | str = ""
-    weights: list[float] | None = None
+    train: str = ""
+    mixture: list[CorpusConfig] = field(default_factory=list)
     alpha: float = 1.0
     valid: str | None = None
     max_length: int = 128
@@ -215,16 +229,16 @@ class DataConfig:
     curriculum: list[StageConfig] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for path in (*self.train_corpora, self.valid or ""):
-            _check_path("data.train" if path in self.train_corpora else "data.valid", path)
-        if isinstance(self.train, list):
-            _check(len(self.train) > 0 and all(self.train), "data.train", self.train, "a folder or a list of folders")
-        if self.weights is not None:
-            count = len(self.train_corpora)
-            _check(
-                len(self.weights) == count, "data.weights", self.weights, f"one for each of {count} corpora, or null"
-            )
-            _check(all(map(_is_positive, self.weights)), "data.weights", self.weights, "positive numbers")
+        _check_path("data.train", self.train)
+        _check_path("data.valid", self.valid or "")
+        for number, corpus in enumerate(self.mixture):
+            key = f"data.mixture[{number}]"
+            _check(corpus.path != "", f"{key}.path", corpus.path, "the folder of a corpus")
+            _check_path(f"{key}.path", corpus.path)
+            _check(corpus.weight is None or _is_positive(corpus.weight), f"{key}.weight", corpus.weight, "positive")
+        _check(not (self.train and self.mixture), "data.train", self.train, "left out where there is data.mixture")
+        given = [corpus.weight for corpus in self.mixture if corpus.weight is not None]
+        _check(len(given) in (0, len(self.mixture)), "data.mixture", given, "given with a weight for each, or for none")
         _check(0 <= self.alpha <= 1, "data.alpha", self.alpha, "in [0, 1]")
         _check(self.segments in (1, 2), "data.segments", self.segments, "1 or 2")
         _check(self.mask_units in MASK_UNITS, "data.mask_units", self.mask_units, "token, word, span or entity")
@@ -260,7 +274,13 @@ class DataConfig:
     @property
     def train_corpora(self) -> list[str]:
         """The folders to learn from, one or several."""
-        return self.train if isinstance(self.train, list) else [self.train]
+        return [corpus.path for corpus in self.mixture] or [self.train]
+
+    @property
+    def weights(self) -> list[float] | None:
+        """Of the corpora of a mixture; None where they follow from the sizes."""
+        weights = [corpus.weight for corpus in self.mixture if corpus.weight is not None]
+        return weights or None
 
     @property
     def longest(self) -> int:
@@ -300,8 +320,8 @@ class PhaseConfig:
         lr: peak learning rate; null: optimizer.lr.
         warmup_steps: steps over which the rate rises from 0; null: optimizer.warmup_steps.
         turn_steps: of alternate: steps of a tower's turn; null: an epoch.
-        discriminator_from_generator: before it begins, copy the generator's weights into the discriminator's wherever
-            both have a layer of the same name and size.
+        discriminator_from_generator: before it begins, copy the generator's encoder into the discriminator's; where
+            they differ in size, with a warning, the embeddings alone.
     """
 
     objective: str = "joint"
@@ -424,7 +444,8 @@ class TrainingConfig:
             batch's; null: the whole batch.
         activation_checkpointing: compute each layer's activations again in the backward pass instead of keeping them:
             the same bits, less memory, more time.
-        compile: run the step through torch.compile. Meant for GPUs.
+        compile: run the model through torch.compile. Meant for GPUs.
+        cuda_graphs: with compile and data.fixed_shapes: replay the step as a CUDA graph.
         deterministic: make a GPU repeat its bits, which costs speed; a CPU always does.
         peak_tflops: the device's peak in TFLOP/s, of which MFU is the share in use; null: known for common GPUs.
         log_every: steps between lines of metrics.jsonl.
@@ -443,6 +464,7 @@ class TrainingConfig:
     micro_batch_tokens: int | None = None
     activation_checkpointing: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
     deterministic: bool = False
     peak_tflops: float | None = None
     log_every: int = 100
@@ -507,10 +529,18 @@ class PretrainConfig:
         )
         tokens = self.training.micro_batch_tokens
         _check(
-            tokens is None or tokens >= self.data.max_length,
+            tokens is None or tokens >= self.data.longest,
             "training.micro_batch_tokens",
             tokens,
-            f"at least data.max_length ({self.data.max_length}): a sequence is not cut",
+            f"at least data.max_length ({self.data.longest}): a sequence is not cut",
+        )
+        graphs = self.training.cuda_graphs
+        allowed = not graphs or (self.training.compile and self.data.fixed_shapes and tokens is None)
+        _check(
+            allowed,
+            "training.cuda_graphs",
+            graphs,
+            "false, or come with training.compile and data.fixed_shapes, and without training.micro_batch_tokens",
         )
         for index, phase in enumerate(self.schedule):
             self._check_phase(f"schedule[{index}]", phase)
@@ -523,14 +553,28 @@ class PretrainConfig:
             phase.objective,
             "another, or model.tie untied: taking turns, a tower must not change the other's embeddings",
         )
+        if phase.objective in ("electric", "adversarial"):
+            for name, needed in (("temperature", 1.0), ("disallow_correct", False)):
+                value = getattr(self.objective, name)
+                because = f"{json.dumps(needed)} for {phase.objective}, which needs the probability of each sample"
+                _check(value == needed, f"objective.{name}", value, because)
         if phase.patience is not None:
             measured = self.data.valid is not None and self.training.eval_every > 0
             _check(measured, f"{key}.patience", phase.patience, "null without data.valid and training.eval_every")
+            can_fall = phase.objective != "adversarial"
+            _check(can_fall, f"{key}.patience", phase.patience, "null: what one tower gains the other loses")
 
     @property
     def phases(self) -> list[PhaseConfig]:
         """The schedule, or what it stands for where it is empty."""
         return self.schedule or [PhaseConfig()]
+
+    @property
+    def objectives(self) -> set[str]:
+        """What the model is trained for; who takes turns is generator and discriminator."""
+        objectives = {phase.objective for phase in self.phases}
+        turns = {"generator", "discriminator"} if "alternate" in objectives else set()
+        return objectives - {"alternate"} | turns
 
     @property
     def max_per_sequence(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -49,8 +49,13 @@ def read_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
         lists |= _take_lists(settings, types)
         if overrides:
             parsed = _parse(parser, settings)
-        made = {key: value for key, value in vars(parser.instantiate(parsed)).items() if not list_item(types[key])}
-        return PretrainConfig(**made, **lists)
+        made = vars(parser.instantiate(parsed))
+        for section in {key.rpartition(".")[0] for key in lists}:
+            values = {
+                key.rpartition(".")[2]: value for key, value in lists.items() if key.rpartition(".")[0] == section
+            }
+            made |= {section: replace(made[section], **values)} if section else values
+        return PretrainConfig(**made)
     except UsageError as error:
         raise ConfigError(str(error)) from error
 

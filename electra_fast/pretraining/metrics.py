@@ -41,7 +41,7 @@ class MetricsLog:
         write_whole(path, "".join(line + "\n" for line in kept))
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Add a line; `kind` is "train", "eval" or "probe". It is on the disk before a checkpoint that is saved next."""
+        """Add a line; `kind` is "train", "eval" or "probe". It is on the disk when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
             # JSON has no NaN, which an AUC is as long as one class is empty.
             values = {name: None if value != value else value for name, value in values.items()}

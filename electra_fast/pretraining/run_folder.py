@@ -37,6 +37,19 @@ _FREE_ON_RESUME = {
     "training.eval_batches",
     "training.save_every",
     "training.keep_checkpoints",
+    "training.micro_batch_tokens",  # equal but for rounding
+    "training.activation_checkpointing",
+    "training.compile",
+    "training.cuda_graphs",
+    "training.deterministic",
+    "training.peak_tflops",
+    "training.probe.train",
+    "training.probe.valid",
+    "training.probe.every",
+    "training.probe.kind",
+    "training.probe.epochs",
+    "training.probe.lr",
+    "training.probe.batch_size",
     "training.trackers",
 }
 

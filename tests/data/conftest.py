@@ -15,7 +15,7 @@ from tests.data.texts import SYLLABLES, write_text
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    letters = sorted(set("".join(SYLLABLES).lower() + "abcdefghijklmnopqrstuvwxyz[]-") - {"\u00ad"})
+    letters = sorted(set("".join(SYLLABLES).lower() + "abcdefghijklmnopqrstuvwxyz[]-.") - {"\u00ad"})
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters if c.isalnum())]
     pieces += [f"##{s}" for s in SYLLABLES[:6]] + SYLLABLES[:6]
     return BertTokenizer(vocab={piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, model_max_length=64)

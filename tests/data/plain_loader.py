@@ -231,15 +231,9 @@ class PlainLoader:
         first, second = [], []
         for sentence in sentences:
             fits = len(first) + len(sentence) < (length - 3) // 2
-            if (
-                one_segment
-                or not first
-                or (not second and fits)
-                or (not second and len(first) < (length - 3) // 2 and words[2] % 2 == 1)
-            ):
-                first += sentence
-            else:
-                second += sentence
+            by_chance = len(first) < (length - 3) // 2 and words[2] % 2 == 1
+            to_first = one_segment or not first or (not second and (fits or by_chance))
+            (first if to_first else second).extend(sentence)
         return len(first), len(second)
 
     def spans(self, units: list[bool], epoch: int, name: int) -> list[bool]:

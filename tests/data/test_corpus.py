@@ -66,7 +66,7 @@ def test_a_damaged_file_is_named(make_corpus, rng_seed: int, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1}, "corpus version 1, but this release reads 2"),
+        ({"version": 3}, "corpus version 3, but this release reads 1 and 2"),
         ({"format": "other"}, "does not describe a prepared corpus"),
         ({"tokens": 1}, "damaged: its content is not the one"),
         ({"dtype": "int8"}, "damaged: its content is not the one"),

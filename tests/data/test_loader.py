@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from electra_fast.data import loader as loader_module
+from electra_fast.data import streams
 from electra_fast.data.corpus import Corpus
-from electra_fast.data.loader import MIN_PIECE, Batch, BatchLoader
-from tests.data.texts import random_documents
+from electra_fast.data.loader import Batch, BatchLoader
+from electra_fast.data.pieces import MIN_PIECE
+from electra_fast.data.prepare import prepare
+from electra_fast.data.segments import SENTENCE_ENDS
+from tests.data.plain_loader import PlainLoader
+from tests.data.texts import random_documents, write_text
 
 
 def expected_pieces(corpus: Corpus, max_length: int) -> list[list[int]]:
@@ -32,16 +40,19 @@ def sequences(batch: Batch) -> list[tuple[int, list[int]]]:
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
-    assert a.epoch == b.epoch
-    for name in ("input_ids", "cu_seqlens", "sequence_ids"):
+    assert (a.epoch, a.max_seqlen, a.num_tokens) == (b.epoch, b.max_seqlen, b.num_tokens)
+    for name in ("input_ids", "cu_seqlens", "sequence_ids", "token_type_ids", "unit_starts"):
         x, y = getattr(a, name), getattr(b, name)
-        assert x.dtype == y.dtype
-        assert torch.equal(x, y), name
+        assert (x is None) == (y is None), name
+        if x is not None:
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y), name
 
 
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(loader_module, "WINDOW", 16)
+    monkeypatch.setattr(streams, "WINDOW", 16)
+    monkeypatch.setattr(streams, "BLOCK", 64)
     return 16
 
 
@@ -153,3 +164,80 @@ def test_bad_arguments(make_corpus) -> None:
     for call, message in (((-1,), "step must be"), ((0, 2, 2), "rank must lie"), ((0, 0, 3), "batch_size=2 is less")):
         with pytest.raises(ValueError, match=message):
             loader.batch(*call)
+    with pytest.raises(ValueError, match=r"batch_tokens=30 may leave one of 4 ranks .* give at least 32"):
+        BatchLoader(corpus, batch_tokens=30, max_length=8).batch(0, 0, 4)
+
+
+# Every mode, exactly as the plain loader says
+
+
+@pytest.fixture
+def make_corpora(tmp_path: Path, tokenizer) -> Callable[..., list[Corpus]]:
+    def make(g: np.random.Generator, count: int, **options: Any) -> list[Corpus]:
+        corpora = []
+        for number in range(count):
+            documents = random_documents(g, int(g.integers(1, 50)), most_words=int(g.choice([3, 30, 80])))
+            documents = [text.replace(" de", ". ") for text in documents]
+            source, output = write_text(tmp_path / f"{number}.txt", documents), tmp_path / f"corpus{number}"
+            prepare([source], tokenizer, output, progress=False, overwrite=True, shard_tokens=301, **options)
+            corpora.append(Corpus.open(output, verify=True))
+        return corpora
+
+    return make
+
+
+def random_options(g: np.random.Generator, corpora: int) -> dict[str, Any]:
+    segments = int(g.integers(1, 3))
+    length = int(g.integers(3 if segments == 1 else 8, 40))
+    options = {"max_length": length, "segments": segments, "seed": int(g.integers(2**63)) * 2 + 1}
+    size = (
+        {"batch_size": int(g.integers(1, 20))} if g.random() < 0.5 else {"batch_tokens": int(length * g.uniform(2, 9))}
+    )
+    options |= {"join_documents": bool(g.random() < 0.3), "fixed_shapes": bool(g.random() < 0.3), **size}
+    options["mask_units"] = str(g.choice(["token", "word", "span"]))
+    if corpora == 1:
+        options["shuffle"] = bool(g.random() < 0.8)
+    elif g.random() < 0.5:
+        options["weights"] = g.uniform(0.3, 1, corpora).tolist()
+    else:
+        options["alpha"] = float(g.choice([0.0, 0.3]))
+    return options
+
+
+def assert_as_plain(batch: Batch, expected: dict[str, Any], options: dict[str, Any]) -> None:
+    assert batch.epoch == expected["epoch"]
+    assert batch.num_tokens == expected["num_tokens"]
+    assert batch.max_seqlen == options["max_length"]
+    for name in ("input_ids", "cu_seqlens", "sequence_ids"):
+        assert getattr(batch, name).tolist() == expected[name], name
+    assert (batch.token_type_ids is not None) == (options["segments"] == 2)
+    assert (batch.unit_starts is not None) == (options["mask_units"] != "token")
+    if batch.token_type_ids is not None:
+        assert batch.token_type_ids.dtype == torch.int64
+        assert batch.token_type_ids.tolist() == expected["token_type_ids"]
+    if batch.unit_starts is not None:
+        assert batch.unit_starts.dtype == torch.bool
+        assert batch.unit_starts.tolist() == expected["unit_starts"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_batches_are_those_of_the_plain_loader(make_corpora, tokenizer, rng_seed: int, small_windows: int, count: int):
+    g = np.random.default_rng(rng_seed)
+    ends = {tokenizer.get_vocab()[end] for end in SENTENCE_ENDS if end in tokenizer.get_vocab()}
+    assert ends
+    for _ in range(3):
+        corpora = make_corpora(g, count, units=["word"])
+        for _ in range(6):
+            options = random_options(g, count)
+            print(options)
+            plain = PlainLoader(corpora, window=16, block=64, ends=ends, **options)
+            loader = BatchLoader(corpora if count > 1 else corpora[0], **options)
+            assert loader.num_sequences == plain.num_sequences
+            for step in [0, 1, 2, int(g.integers(3, 30)), int(g.integers(3, 30))]:  # far on, and back again
+                assert_as_plain(loader.batch(step), plain.batch(step), options)
+                world_size = 2
+                for rank in range(world_size if options.get("batch_size", 2) >= 2 else 0):
+                    if "batch_tokens" in options and options["batch_tokens"] < (world_size + 1) * options["max_length"]:
+                        continue
+                    expected = plain.batch(step, rank, world_size)
+                    assert_as_plain(loader.batch(step, rank, world_size), expected, options)

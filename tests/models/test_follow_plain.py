@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
+from benchmarks import plain, plain_energy
 from electra_fast import ElectraConfig, ElectraForJointPreTraining
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.loader import BatchLoader
@@ -16,16 +14,16 @@ from electra_fast.pretraining.config import OptimizerConfig
 from tests.follow import follow, write_text
 
 TIES = ("shared", "untied", "all", "gdes")
-OBJECTIVES = ("joint", "generator", "discriminator", "mlm")
+OBJECTIVES = ("joint", "generator", "discriminator", "mlm", "electric", "adversarial")
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("text")
     text = write_text(folder / "text.txt")
     train_wordpiece([text], folder / "tokenizer", vocab_size=1000)
     prepare([text], folder / "tokenizer", folder / "corpus", progress=False)
-    yield Corpus.open(folder / "corpus")
+    return Corpus.open(folder / "corpus")
 
 
 def model_of(corpus: Corpus, *, layers: int, hidden_size: int, tie: str = "shared", **options) -> object:
@@ -75,7 +73,18 @@ def test_an_objective_follows_its_plain_version_for_20_steps(objective, tie, cor
     model = model_of(corpus, layers=2, hidden_size=32, tie=tie, objectives=set(names))
     loader = BatchLoader(corpus, batch_size=4, max_length=32, seed=rng_seed)
     settings = OptimizerConfig(lr=1e-3, warmup_steps=4)
-    steps = list(follow(model, loader, settings, 20, seed=rng_seed, objective=lambda step: names[step % len(names)]))
+    make_plain = plain_energy.from_joint if objective in ("electric", "adversarial") else plain.from_joint
+    steps = list(
+        follow(
+            model,
+            loader,
+            settings,
+            20,
+            seed=rng_seed,
+            objective=lambda step: names[step % len(names)],
+            reference=make_plain(model),
+        )
+    )
     deviations = [step.deviation() for step in steps]
     print("largest", max(deviations), "at", deviations.index(max(deviations)), steps[0], steps[-1])
     assert max(deviations) <= 1e-3, deviations

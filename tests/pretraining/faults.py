@@ -74,7 +74,7 @@ class Machine:
         Args:
             arguments: after `electra-fast`.
             options: `below`, `mode` (one of MODES) and `at`: the fault, at call number `at` (from 0) that changes
-                something below that folder. `electra-fast` with `cwd` as the working directory.
+                something below that folder; `setup`: Python code that this run's process runs first.
         """
         self.start(arguments, **options)
         return self.wait()
@@ -121,11 +121,12 @@ def _serve() -> None:
 
 
 def _become(message: dict[str, Any]) -> None:
-    os.chdir(message.get("cwd", message["folder"]))
+    os.chdir(message["folder"])
     for number, name in ((0, os.devnull), (1, "out"), (2, "err")):
         flags = os.O_RDWR | (os.O_CREAT if number else 0)
         os.dup2(os.open(os.path.join(message["folder"], name), flags, 0o600), number)
-    exec(os.environ["FAULTS_SETUP"], {})
+    for code in (os.environ["FAULTS_SETUP"], message.get("setup", "")):
+        exec(code, {})
     if "below" in message:
         log = os.path.join(message["folder"], "calls")
         if os.path.exists(log):

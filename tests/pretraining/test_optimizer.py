@@ -62,3 +62,32 @@ def test_schedule_is_decay_times_warmup():
     later = OptimizerConfig(lr=2.0, warmup_steps=10, decay_in_warmup=False)
     assert [learning_rate(t, 100, later) for t in (5, 10, 55)] == [1.0, 2.0, 1.0]
     assert learning_rate(0, 100, OptimizerConfig(lr=2.0, warmup_steps=0)) == 2.0
+
+
+def test_schedules_follow_their_formulas():
+    """Every rate of 100 updates after a warm-up of 10, against the formulas written out."""
+    steps = np.arange(100)
+    warmup = np.minimum(1, steps / 10)
+    after = np.clip((steps - 10) / 90, 0, None)
+    falling = 1 - np.sqrt(np.clip((steps - 80) / 20, 0, None))  # wsd: over the last fifth
+    formulas = {
+        "paper": warmup * (1 - steps / 100),
+        "wsd": np.where(steps < 80, warmup, falling),
+        "cosine": np.where(steps < 10, warmup, 0.5 + 0.5 * np.cos(np.pi * after)),
+        "constant": warmup,
+    }
+    for name, formula in formulas.items():
+        config = OptimizerConfig(lr=3.0, lr_schedule=name, warmup_steps=10, decay_share=0.2)
+        rates = [learning_rate(int(t), 100, config) for t in steps]
+        np.testing.assert_allclose(rates, 3.0 * formula, rtol=1e-12, atol=1e-15, err_msg=name)
+
+
+@pytest.mark.parametrize("schedule", ["paper", "wsd", "cosine", "constant"])
+def test_schedules_at_their_edges(schedule):
+    """No warm-up, a run that is shorter than its warm-up or of one step, no decay, nothing but decay."""
+    for steps, warmup, share in ((1, 0, 0.1), (1, 10, 0.5), (5, 10, 1.0), (20, 20, 0.0), (7, 0, 1.0)):
+        config = OptimizerConfig(lr=2.0, lr_schedule=schedule, warmup_steps=warmup, decay_share=share)
+        rates = [learning_rate(t, steps, config) for t in range(steps)]
+        assert all(0 <= rate <= 2.0 for rate in rates)
+        assert warmup or rates[0] == 2.0
+        assert schedule != "constant" or rates[-1] == 2.0 * min(1, (steps - 1) / warmup if warmup else 1)

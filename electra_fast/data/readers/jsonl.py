@@ -5,27 +5,38 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from electra_fast.data.readers.base import Progress
+from electra_fast.data.readers.base import Document, Progress
 from electra_fast.data.readers.text import lines
+from electra_fast.data.units import AnnotatedText, entity_spans
 
 
 class JsonLines:
-    """Blank lines and documents without text are left out."""
+    """Blank lines and documents without text are left out.
+
+    Where `entities_field` is set, documents come with the spans in that field of theirs.
+    """
+
+    entities_field: str | None = None
 
     def __init__(self, path: Path, text_field: str) -> None:
         self.path = path
         self.text_field = text_field
         self.size = path.stat().st_size
 
-    def documents(self, progress: Progress) -> Iterator[str]:
+    def documents(self, progress: Progress) -> Iterator[Document]:
         for number, line in lines(self.path, progress):
             if line.strip():
-                text = self._text(line, f"{self.path}, line {number}")
-                if text.strip():
+                where = f"{self.path}, line {number}"
+                record = self._record(line, where)
+                text = record[self.text_field]
+                if text.strip() and self.entities_field is not None:
+                    yield AnnotatedText(text, entity_spans(record.get(self.entities_field), text, where))
+                elif text.strip():
                     yield text
 
-    def _text(self, line: str, where: str) -> str:
+    def _record(self, line: str, where: str) -> dict[str, Any]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:  # numbers of too many digits, too many brackets
@@ -40,4 +51,4 @@ class JsonLines:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{where}: {self.text_field!r} holds a lone surrogate, not text") from error
-        return text
+        return record
