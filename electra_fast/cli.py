@@ -461,8 +461,10 @@ def _pretrain(args: Any, given: list[str]) -> int:
         raise UsageError("--resume goes on with a run and --overwrite deletes it: give one of them")
     config = read_config(args.config, settings)
 
+    from electra_fast.allocator import keep_freed_memory
     from electra_fast.pretraining.train import pretrain
 
+    keep_freed_memory()
     result = pretrain(config, resume=resume, overwrite=overwrite)
     if result.interrupted_by:
         again = shlex.join(
