@@ -7,6 +7,7 @@ A line `<!-- commands -->` becomes the commands with their options, `<!-- settin
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,12 @@ from electra_fast.arguments import ArgumentParser
 from electra_fast.cli import COMMANDS
 from electra_fast.pretraining.config import PhaseConfig, recipe_names
 from electra_fast.pretraining.config_file import read_config
+
+
+def on_config(config: Any) -> Any:
+    """Called by MkDocs when its plugins are there: the search cuts Chinese with jieba where that is installed."""
+    logging.getLogger("jieba").setLevel(logging.WARNING)  # else it tells on every build how long its dictionary took
+    return config
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
