@@ -122,7 +122,7 @@ float exponentials(float* scores, std::int64_t columns, float* max) {
   for (std::int64_t j = 0; j < columns; ++j) top = scores[j] > top ? scores[j] : top;
 #pragma omp simd reduction(+ : sum)
   for (std::int64_t j = 0; j < columns; ++j) {
-    scores[j] = exp(scores[j] - top);
+    scores[j] = exp_nonpositive(scores[j] - top);
     sum += scores[j];
   }
   *max = top;
@@ -143,7 +143,7 @@ void differentiate(float* scores, float* d_scores, const float* factors, float l
   float sum = 0.0F, total = 0.0F;
 #pragma omp simd reduction(+ : sum, total)
   for (std::int64_t j = 0; j < columns; ++j) {
-    probabilities[j] = exp(scores[j] - lse);
+    probabilities[j] = exp_nonpositive(scores[j] - lse);
     scores[j] = probabilities[j] * factors[j];
     d_scores[j] *= scores[j];
     sum += d_scores[j];
@@ -158,7 +158,7 @@ void differentiate(float* scores, float* d_scores, float lse, std::int64_t colum
   float sum = 0.0F, total = 0.0F;
 #pragma omp simd reduction(+ : sum, total)
   for (std::int64_t j = 0; j < columns; ++j) {
-    scores[j] = exp(scores[j] - lse);
+    scores[j] = exp_nonpositive(scores[j] - lse);
     d_scores[j] *= scores[j];
     sum += d_scores[j];
     total += scores[j];

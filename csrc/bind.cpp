@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "embedding.h"
+#include "gelu.h"
 #include "generator_head.h"
 #include "layer_norm.h"
 #include "masking_sampling.h"
@@ -318,6 +319,40 @@ void bind_embedding(py::module_& module) {
       py::pos_only());
 }
 
+// --- gelu ---
+
+template <class T>
+void call_bias_gelu(std::uintptr_t x, std::uintptr_t bias, std::int64_t rows, std::int64_t width, std::uintptr_t y,
+                    int threads) {
+  const electra_fast::BiasGELU<T> call{at<const T>(x), at<const float>(bias), rows, width, at<T>(y)};
+  const py::gil_scoped_release unlocked;
+  electra_fast::bias_gelu(call, threads);
+}
+
+template <class T>
+void call_bias_gelu_backward(std::uintptr_t dy, std::uintptr_t x, std::uintptr_t bias, std::int64_t rows,
+                             std::int64_t width, std::uintptr_t dx, std::uintptr_t dbias, int threads) {
+  const electra_fast::BiasGELUBackward<T> call{
+      at<const T>(dy), at<const T>(x), at<const float>(bias), rows, width, at<T>(dx), at<float>(dbias)};
+  const py::gil_scoped_release unlocked;
+  electra_fast::bias_gelu_backward(call, threads);
+}
+
+void bind_gelu(py::module_& module) {
+  const auto forward = [&module](const char* name, auto* function) {
+    module.def(name, function, py::kw_only(), py::arg("x"), py::arg("bias"), py::arg("rows"), py::arg("width"),
+               py::arg("y"), py::arg("threads"));
+  };
+  const auto backward = [&module](const char* name, auto* function) {
+    module.def(name, function, py::kw_only(), py::arg("dy"), py::arg("x"), py::arg("bias"), py::arg("rows"),
+               py::arg("width"), py::arg("dx"), py::arg("dbias"), py::arg("threads"));
+  };
+  forward("bias_gelu_float32", call_bias_gelu<float>);
+  forward("bias_gelu_bfloat16", call_bias_gelu<electra_fast::bfloat16>);
+  backward("bias_gelu_backward_float32", call_bias_gelu_backward<float>);
+  backward("bias_gelu_backward_bfloat16", call_bias_gelu_backward<electra_fast::bfloat16>);
+}
+
 // --- attention ---
 
 using Address = std::array<std::int64_t, 3>;  // of a tensor [tokens, heads, head_dim]: where, and its first two strides
@@ -399,5 +434,6 @@ PYBIND11_MODULE(_C, module) {
   bind_rtd_bce(module);
   bind_layer_norm(module);
   bind_embedding(module);
+  bind_gelu(module);
   bind_attention(module);
 }

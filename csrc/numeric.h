@@ -73,7 +73,7 @@ ELECTRA_FAST_INLINE float exp(float x) {
   return x != x ? x : high;
 }
 
-// The same for x <= 0, in half the instructions: what softmaxes need. 0 below -86, NaN for NaN.
+// The same for x <= 0, and up to 88, in half the instructions: what softmaxes need. 0 below -86, NaN for NaN.
 ELECTRA_FAST_INLINE float exp_nonpositive(float x) {
   const Exponential e = split_exp(-86.0F > x ? -86.0F : x);
   const float value = float_of(bits_of(e.p) + (bits_of(e.shifted) << 23));  // n added to its exponent

@@ -84,7 +84,7 @@ def generator_head(
     threads: int,
 ) -> None: ...
 
-# rtd_bce
+# rtd_bce, gelu
 def rtd_bce_float32(
     *,
     logits: int,
@@ -108,6 +108,14 @@ def rtd_bce_bfloat16(
     histogram: int,
     gradient: int,
     threads: int,
+) -> None: ...
+def bias_gelu_float32(*, x: int, bias: int, rows: int, width: int, y: int, threads: int) -> None: ...
+def bias_gelu_bfloat16(*, x: int, bias: int, rows: int, width: int, y: int, threads: int) -> None: ...
+def bias_gelu_backward_float32(
+    *, dy: int, x: int, bias: int, rows: int, width: int, dx: int, dbias: int, threads: int
+) -> None: ...
+def bias_gelu_backward_bfloat16(
+    *, dy: int, x: int, bias: int, rows: int, width: int, dx: int, dbias: int, threads: int
 ) -> None: ...
 
 # layer_norm

@@ -3,68 +3,42 @@
 from __future__ import annotations
 
 import bz2
-import gzip
 import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from electra_fast.extras import require
 
 BUFFER = 1 << 17  # bytes
+COMPRESSED = 1 << 14  # bytes decompressed at a time, as little as the worst of them may become much
 
 
 class Compression(NamedTuple):
-    """One way to compress: its name in messages, its suffixes, how its files begin, and what opens them."""
+    """One way to compress: its name in messages, its suffixes, how its files begin, and what makes a decompressor.
+
+    A decompressor is for one stream, of which a file may hold several: it has `decompress`, `eof` and `unused_data`.
+    """
 
     name: str
     suffixes: tuple[str, ...]
     magic: bytes
-    open: Callable[[BinaryIO], BinaryIO]
+    decompressor: Callable[[], Any]
 
 
-class _ZstandardFile(io.RawIOBase):
-    """The content of all frames. zstandard's own stream reader takes a file that was cut short for a whole one."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._zstandard = require("zstandard", extra="zstd", purpose="Files compressed with zstd")
-        self._frame = self._new_frame()
-        self._begun = False  # the frame has been given bytes
-        self._content = memoryview(b"")
-
-    def _new_frame(self) -> object:
-        # 2 GiB: what `zstd --long=31` may ask for
-        return self._zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        while not self._content:
-            compressed = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame, self._begun = self._new_frame(), False
-            compressed = compressed or self._file.read(1 << 16)
-            if not compressed:
-                if self._begun:
-                    raise EOFError("it ends within a frame")
-                return 0
-            self._content, self._begun = memoryview(self._frame.decompress(compressed)), True
-        count = min(len(buffer), len(self._content))
-        buffer[:count] = self._content[:count]
-        self._content = self._content[count:]
-        return count
+def _zstd_decompressor() -> Any:
+    zstandard = require("zstandard", extra="zstd", purpose="Files compressed with zstd")
+    return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()  # what `zstd --long=31` may ask for
 
 
 COMPRESSIONS = (
-    Compression("gzip", (".gz", ".gzip"), b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
-    Compression("bzip2", (".bz2",), b"BZh", bz2.BZ2File),
-    Compression("xz", (".xz",), b"\xfd7zXZ\x00", lzma.LZMAFile),
-    Compression("zstd", (".zst", ".zstd"), b"\x28\xb5\x2f\xfd", _ZstandardFile),
+    Compression("gzip", (".gz", ".gzip"), b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),  # 31: gzip's header
+    Compression("bzip2", (".bz2",), b"BZh", bz2.BZ2Decompressor),
+    Compression("xz", (".xz",), b"\xfd7zXZ\x00", lzma.LZMADecompressor),
+    Compression("zstd", (".zst", ".zstd"), b"\x28\xb5\x2f\xfd", _zstd_decompressor),
 )
 
 
@@ -126,31 +100,56 @@ class _Counted(io.RawIOBase):
 
 
 class _Decompressed(io.RawIOBase):
-    """The content of a compressed file; the libraries' various errors become one that names the file."""
+    """The content of all streams of a compressed file; damage becomes an error that names it.
+
+    The libraries' own files are lenient: bz2 and lzma take what follows a stream and is none for the end of the file,
+    so that a damaged header loses the rest in silence, and zstandard takes a file that was cut short for a whole one.
+    """
 
     def __init__(self, path: Path, compression: Compression, file: BinaryIO) -> None:
         self._path = path
         self._compression = compression
-        self._file = compression.open(file)
+        self._file = file
+        self._stream = compression.decompressor()
+        self._begun = False  # the stream was given bytes
+        self._content = memoryview(b"")
         self._offset = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:
-        try:
-            count = self._file.readinto(buffer)
-        except Exception as error:
-            if not self._is_damage(error):
-                raise
-            raise ValueError(
-                f"{self._path} is damaged: its {self._compression.name} data breaks off or is wrong after "
-                f"{self._offset:,} bytes of content ({error}); get the file again"
-            ) from error
+        if not self._content:
+            try:
+                self._content = memoryview(self._next_content())
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno is not None:  # of the system, not of bz2
+                    raise
+                raise ValueError(
+                    f"{self._path} is damaged: its {self._compression.name} data breaks off or is wrong after "
+                    f"{self._offset:,} bytes of content ({error}); get the file again"
+                ) from error
+        count = min(len(buffer), len(self._content))
+        buffer[:count] = self._content[:count]
+        self._content = self._content[count:]
         self._offset += count
         return count
 
-    def _is_damage(self, error: Exception) -> bool:
-        if isinstance(error, OSError):
-            return error.errno is None  # the system's own errors have a number
-        return isinstance(error, (EOFError, zlib.error, lzma.LZMAError)) or type(error).__name__ == "ZstdError"
+    def _next_content(self) -> bytes:
+        """Empty only at the end."""
+        while True:
+            left = b""
+            if self._stream.eof:
+                left = self._stream.unused_data
+                self._stream, self._begun = self._compression.decompressor(), False
+            compressed = left or self._file.read(COMPRESSED)
+            if not compressed:
+                if self._begun:
+                    raise EOFError("the file ends within a stream")
+                return b""
+            if not self._begun:
+                compressed = compressed.lstrip(b"\0")  # padding between streams and at the end is allowed
+            if compressed:
+                self._begun = True
+                if content := self._stream.decompress(compressed):
+                    return content

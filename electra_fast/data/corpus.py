@@ -17,7 +17,7 @@ import json
 import mmap
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from electra_fast.arguments import shown
 from electra_fast.data.checksum import file_sha256, sealed, unsealed
+from electra_fast.data.meta_checks import checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -117,12 +119,22 @@ class CorpusMeta:
             raise ValueError(f"{path} is damaged: {error}; {AGAIN}") from error
         if content["version"] == 1:
             content = _from_version_1(content)
-        names = {field.name for field in fields(cls)}
-        if content.keys() != names:
-            raise ValueError(f"{path} is damaged: missing or unknown keys {sorted(content.keys() ^ names)}; {AGAIN}")
-        shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        units = tuple(Units(**unit) for unit in content.pop("units"))
-        return cls(shards=shards, units=units, **content)
+        try:
+            meta = checked(cls, content)
+            meta._check()
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}; {AGAIN}") from error
+        return meta
+
+    def _check(self) -> None:
+        """Raises ValueError where counts and ids contradict each other."""
+        special = (self.pad_token_id, self.cls_token_id, self.sep_token_id, self.mask_token_id)
+        if max(special) >= self.vocab_size:
+            raise ValueError(f"vocab_size is {self.vocab_size}, and a special token's id is {max(special)}")
+        if self.dtype not in TOKEN_DTYPES:
+            raise ValueError(f"dtype is {shown(self.dtype)}")
+        if sum(shard.tokens for shard in self.shards) != self.tokens or not self.shards:
+            raise ValueError(f"its shards do not hold {self.tokens} tokens")
 
 
 class Corpus:
@@ -155,7 +167,26 @@ class Corpus:
             _check_file(folder / shard.file, shard.tokens * itemsize, shard.sha256 if verify else None)
         for unit in meta.units:
             _check_file(folder / unit.file, -(-meta.tokens // 8), unit.sha256 if verify else None)
-        return cls(folder, meta)
+        corpus = cls(folder, meta)
+        corpus._check_offsets()
+        if verify:
+            corpus._check_ids()
+        return corpus
+
+    def _check_offsets(self) -> None:
+        # Each is compared with the one before: a difference of int64 can overflow.
+        rises = bool((self.offsets[1:] >= self.offsets[:-1]).all())
+        if not rises or self.offsets[0] != 0 or self.offsets[-1] != self.meta.tokens:
+            raise ValueError(f"{self.folder / OFFSETS_FILE} is damaged: its documents are not those of tokens; {AGAIN}")
+
+    def _check_ids(self) -> None:
+        for shard, tokens in zip(self.meta.shards, self._shards, strict=True):
+            largest = int(tokens.max(initial=0))
+            if largest >= self.meta.vocab_size:
+                raise ValueError(
+                    f"{self.folder / shard.file} is damaged: it holds the id {largest}, and the vocabulary ends at "
+                    f"{self.meta.vocab_size - 1}; {AGAIN}"
+                )
 
     @property
     def num_documents(self) -> int:
@@ -180,7 +211,8 @@ class Corpus:
         ids = (tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id)
         meta = self.meta
         expected = (meta.pad_token_id, meta.cls_token_id, meta.sep_token_id, meta.mask_token_id)
-        if tokenizer_hash(tokenizer) != meta.tokenizer_sha256 or ids != expected:
+        vocab_size = max(tokenizer.get_vocab().values()) + 1
+        if (tokenizer_hash(tokenizer), ids, vocab_size) != (meta.tokenizer_sha256, expected, meta.vocab_size):
             raise ValueError(f"{self.tokenizer_folder} is not the tokenizer that {self.folder} was made with; {AGAIN}")
         return tokenizer
 

@@ -33,8 +33,9 @@ class Batch:
     input_ids: int64 [T]. cu_seqlens: int32 [B + 1], where each sequence starts in input_ids, and where the last ends.
     sequence_ids: int64 [B], names of the texts: the index of each piece in the corpus, the same in every epoch; in a
     mixture, of each piece of each corpus in each epoch. epoch: the first sequence's of the whole batch, from 0.
-    max_seqlen: no sequence is longer. num_tokens: those in sequences. token_type_ids: int64 [T], 1 in B; None for one
-    segment. unit_starts: bool [T], where a unit for masking begins; None where each token is one.
+    max_seqlen: no sequence is longer. token_type_ids: int64 [T], 1 in B; None for one segment. unit_starts: bool [T],
+    where a unit for masking begins; None where each token is one. num_tokens: those in sequences; None: as cu_seqlens
+    has it, for which a GPU must be waited for.
     """
 
     input_ids: torch.Tensor
@@ -42,9 +43,13 @@ class Batch:
     sequence_ids: torch.Tensor
     epoch: int
     max_seqlen: int
-    num_tokens: int
     token_type_ids: torch.Tensor | None = None
     unit_starts: torch.Tensor | None = None
+    num_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_tokens is None:
+            object.__setattr__(self, "num_tokens", int(self.cu_seqlens[-1]))
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`; from pinned memory, the copy runs beside the device's work."""
@@ -382,20 +387,21 @@ def open_loader(
     Args:
         data: corpora and how they are cut into batches.
         seed: of the order, of segments and of spans.
-        held_out: the loader of `data.valid` instead: in the corpus's order, at the longest of the curriculum's lengths.
+        held_out: the loader of `data.valid` instead: in the corpus's order, at the longest of the curriculum's lengths,
+            without padding.
         verify: read the corpora once and compare their checksums.
 
     Raises:
         ValueError: as `Corpus.open` and `BatchLoader`.
     """
     common = {"segments": data.segments, "mask_units": data.mask_units}
-    common |= {"join_documents": data.join_documents, "fixed_shapes": data.fixed_shapes}
+    common["join_documents"] = data.join_documents
     if held_out:
         corpus = Corpus.open(data.valid, verify=verify)
         stage = max(data.stages(), key=lambda stage: stage.max_length)
         return BatchLoader(corpus, shuffle=False, seed=seed, **_size(stage), **common)
     corpora = [Corpus.open(path, verify=verify) for path in data.train_corpora]
-    common |= {"weights": data.weights, "alpha": data.alpha, "seed": seed}
+    common |= {"weights": data.weights, "alpha": data.alpha, "seed": seed, "fixed_shapes": data.fixed_shapes}
     stages = [(stage.steps, BatchLoader(corpora, **_size(stage), **common)) for stage in data.stages()]
     return stages[0][1] if len(stages) == 1 else CurriculumLoader(stages)
 

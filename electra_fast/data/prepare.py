@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from electra_fast.data.corpus import TOKEN_DTYPES, CorpusMeta, Units
 from electra_fast.data.corpus_writer import CorpusWriter, PartialFolder
@@ -26,6 +26,7 @@ from electra_fast.data.progress import ReadingProgress
 from electra_fast.data.readers.base import Document, Reader, plain_text
 from electra_fast.data.readers.jsonl import JsonLines
 from electra_fast.data.units import UnitFinder
+from electra_fast.data.word_cache import WordCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -212,6 +213,8 @@ class _Encoder:
         self.tokenizer.no_padding()
         self.tokenizer.encode_special_tokens = True  # a "[MASK]" in the text is text
         self.units = UnitFinder(self.tokenizer, units, segmenter)
+        fast = not self.units.kinds and WordCache.supports(self.tokenizer)  # it knows no offsets and no words
+        self._word_cache = WordCache(self.tokenizer, TOKEN_DTYPES[dtype]) if fast else None
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         units = (self.units.kinds, self.units.segmenter)
@@ -219,16 +222,19 @@ class _Encoder:
 
     def __call__(self, documents: list[Document]) -> Chunk:
         texts = list(map(plain_text, documents))
-        # The fast one knows no offsets and no words.
-        encode = self.tokenizer.encode_batch if self.units.kinds else self.tokenizer.encode_batch_fast
-        encodings = encode(texts, add_special_tokens=False)
-        lengths = np.array([len(encoding) for encoding in encodings], np.int64)
+        encodings: list[Encoding] = []
+        if self._word_cache is not None:
+            lengths, ids = self._word_cache(texts)
+        else:
+            encode = self.tokenizer.encode_batch if self.units.kinds else self.tokenizer.encode_batch_fast
+            encodings = encode(texts, add_special_tokens=False)
+            lengths = np.array([len(encoding) for encoding in encodings], np.int64)
+            all_ids = chain.from_iterable(encoding.ids for encoding in encodings)
+            ids = np.fromiter(all_ids, TOKEN_DTYPES[self.dtype], int(lengths.sum()))
         return Chunk(
             lengths=lengths,
             text_bytes=np.array([len(text.encode()) for text in texts], np.int64),
-            ids=np.fromiter(
-                chain.from_iterable(e.ids for e in encodings), TOKEN_DTYPES[self.dtype], int(lengths.sum())
-            ),
+            ids=ids,
             keys=np.array([document_key(text) for text in texts], KEY_DTYPE) if self.deduplicate else None,
             starts=self.units(encodings, texts, [getattr(document, "entities", ()) for document in documents]),
         )

@@ -13,7 +13,7 @@ from electra_fast.data.tokenizer import SPECIAL_TOKENS, save_tokenizer, train_wo
 from electra_fast.extras import require
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 SPACE = "\u2581"  # opens a word of Unigram
@@ -35,8 +35,8 @@ def train_unigram(
 ) -> PreTrainedTokenizerFast:
     """Trains a Unigram tokenizer, as ALBERT's and XLNet's, and saves it into the folder `output`.
 
-    Arguments, special tokens and errors as of `train_wordpiece`. Words begin with U+2581; punctuation stands alone; text
-    is normalised as by BERT after NFKC, with runs of spaces as one. After the special tokens come the pieces, the
+    Arguments, special tokens and errors as of `train_wordpiece`. Words begin with U+2581; punctuation stands alone;
+    text is normalised as by BERT after NFKC, with runs of spaces as one. After the special tokens come the pieces, the
     likeliest first. The same text gives the same bytes: the trainer is SentencePiece's, fed with counted words in
     sorted order, since the sums of the tokenizers library's own depend on the order of a randomly seeded hash map.
 
@@ -128,7 +128,7 @@ def train_byte_level_bpe(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=_special_tokens(),
         initial_alphabet=alphabet,
         show_progress=show_progress,
     )
@@ -182,7 +182,6 @@ def _alphabet(words: Counter[str], limit: int) -> set[str]:
 
 def _finish(tokenizer: Tokenizer, output: str | Path | None, max_length: int) -> PreTrainedTokenizerFast:
     """Adds what makes a tokenizer ELECTRA's: `[CLS] a [SEP] b [SEP]`, and which tokens are special."""
-    from tokenizers import AddedToken
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
@@ -191,18 +190,23 @@ def _finish(tokenizer: Tokenizer, output: str | Path | None, max_length: int) ->
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")],
     )
-    names = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
-    names["mask_token"] = AddedToken("[MASK]", lstrip=True, special=True)  # it stands for the space before a word too
     finished = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-        **names,
+        **{f"{token.content.strip('[]').lower()}_token": token for token in _special_tokens()},
     )
     if output is not None:
         save_tokenizer(finished, output)
     return finished
+
+
+def _special_tokens() -> list[AddedToken]:
+    from tokenizers import AddedToken
+
+    # [MASK] stands for a word with the space before it, so that it takes that space.
+    return [AddedToken(token, lstrip=token == "[MASK]", special=True, normalized=False) for token in SPECIAL_TOKENS]
 
 
 def _check_size(vocab_size: int, alphabet: Collection[str]) -> None:

@@ -40,7 +40,7 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     # embedding
     "embedding_layer_norm": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     # gelu
-    "bias_gelu": {"triton": _TRITON_FLOATS},
+    "bias_gelu": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
     # attention
     "varlen_attention": {"cpp": _CPP_FLOATS, "triton": _TRITON_FLOATS},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,19 +12,20 @@ from torch import Tensor
 
 from electra_fast.data.loader import Batch
 from electra_fast.models import ElectraForJointPreTraining
-from electra_fast.ops import mask_tokens
-from electra_fast.ops.random import row_ids_for
+from electra_fast.ops.random import as_seed
 
 
 def micro_batches(batch: Batch, max_tokens: int | None) -> list[Batch]:
     """`batch`, on the CPU, cut between sequences into runs of at most `max_tokens` tokens, each as long as can be.
+
+    Padding of fixed shapes is left out where a batch is cut.
 
     Masks, samples and dropout follow the names of the sequences, so they are those of the whole batch.
 
     Raises:
         ValueError: a sequence is longer than `max_tokens`.
     """
-    if max_tokens is None or batch.input_ids.shape[0] <= max_tokens:
+    if max_tokens is None or batch.num_tokens <= max_tokens:
         return [batch]
     starts = batch.cu_seqlens.numpy()
     longest = int(np.diff(starts).max())
@@ -44,7 +46,11 @@ def _runs(starts: np.ndarray, max_tokens: int) -> Iterator[tuple[int, int]]:
 def _part(batch: Batch, first: int, last: int) -> Batch:
     starts = batch.cu_seqlens
     tokens = slice(int(starts[first]), int(starts[last]))
-    changed = {"cu_seqlens": starts[first : last + 1] - starts[first], "sequence_ids": batch.sequence_ids[first:last]}
+    changed = {
+        "cu_seqlens": starts[first : last + 1] - starts[first],
+        "sequence_ids": batch.sequence_ids[first:last],
+        "num_tokens": tokens.stop - tokens.start,
+    }
     for field in fields(batch):
         value = getattr(batch, field.name)
         if field.name not in changed and isinstance(value, Tensor):  # [T]: ids, token types, units
@@ -52,20 +58,29 @@ def _part(batch: Batch, first: int, last: int) -> Batch:
     return replace(batch, **changed)
 
 
-def count_masked(model: ElectraForJointPreTraining, batch: Batch, mask_seed: int) -> Tensor:
-    """How many tokens of `batch` the model masks: float32, 0-d, on the batch's device. Masking is done for it once."""
-    num_tokens = batch.input_ids.shape[0]
-    masked = mask_tokens(
-        batch.input_ids,
-        batch.cu_seqlens,
-        mask_token_id=model.mask_token_id,
-        never_mask_ids=model.never_mask_ids,
-        num_masked=num_tokens,
-        mask_prob=model.mask_prob,
-        replace_prob=model.replace_prob,
-        max_per_sequence=model.max_per_sequence,
-        seed=torch.full((), mask_seed, dtype=torch.int64, device=batch.input_ids.device),
-        row_ids=row_ids_for(batch.sequence_ids, batch.cu_seqlens, num_tokens),
-        unit_starts=getattr(batch, "unit_starts", None),
-    )
-    return masked.weights.sum()
+def model_inputs(batch: Batch, *, seed: int, mask_seed: int) -> dict[str, Any]:
+    """What the joint model's `forward` takes, from a batch on the model's device."""
+    device = batch.input_ids.device
+    return {
+        "input_ids": batch.input_ids,
+        "cu_seqlens": batch.cu_seqlens,
+        "max_seqlen": batch.max_seqlen,
+        "token_type_ids": batch.token_type_ids,
+        "unit_starts": batch.unit_starts,
+        "sequence_ids": batch.sequence_ids,
+        "seed": as_seed(seed, device),
+        "mask_seed": as_seed(mask_seed, device),
+    }
+
+
+def count_predicted(model: ElectraForJointPreTraining, batch: Batch, objective: str, mask_seed: int) -> Tensor:
+    """How many tokens of `batch` the generator's loss is over: float32, 0-d, on the batch's device, at least 1.
+
+    For "electric" all but those that are never masked, else the masked ones: masking is done for it once.
+    """
+    packing = model.packing(batch.input_ids, None, batch.cu_seqlens, batch.max_seqlen)
+    if objective == "electric":
+        never_masked = torch.tensor(model.never_mask_ids, device=batch.input_ids.device)
+        return (packing.is_real & ~torch.isin(batch.input_ids, never_masked)).sum().float().clamp(min=1)
+    options = {"sequence_ids": batch.sequence_ids, "seed": 0, "mask_seed": mask_seed, "unit_starts": batch.unit_starts}
+    return model.mask(batch.input_ids, packing, **options).masked.weights.sum().clamp(min=1)

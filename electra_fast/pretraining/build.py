@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -41,10 +43,30 @@ def build_model(config: PretrainConfig, corpus: CorpusMeta) -> ElectraForJointPr
         generator_weight=objective.generator_weight,
         discriminator_weight=objective.discriminator_weight,
         tie=model.tie,
-        objectives=sorted({phase.objective for phase in config.phases} - {"alternate"}),  # which takes turns at others
+        objectives=_objectives(config),
     )
     initialize_weights(joint, std=model.initializer_range, glorot=model.glorot)
     return joint
+
+
+def _objectives(config: PretrainConfig) -> list[str]:
+    """What the model will be asked for: those that need parts of their own make them."""
+    towers = {"alternate": ("generator", "discriminator")}
+    named = [name for phase in config.phases for name in towers.get(phase.objective, (phase.objective,))]
+    return list(dict.fromkeys(named))
+
+
+def compiled(model: ElectraForJointPreTraining, config: PretrainConfig) -> Callable[..., Any]:
+    """The model through torch.compile, as CUDA graphs where the run asks for them."""
+    if not config.training.cuda_graphs:
+        return torch.compile(model, dynamic=not config.data.fixed_shapes)
+    forward = torch.compile(model, dynamic=False, mode="reduce-overhead")
+
+    def replayed(*args: Any, **kwargs: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may be written over
+        return forward(*args, **kwargs)
+
+    return replayed
 
 
 def checkpoint_activations(model: ElectraForJointPreTraining) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -443,7 +444,8 @@ class TrainingConfig:
             batch's; null: the whole batch.
         activation_checkpointing: compute each layer's activations again in the backward pass instead of keeping them:
             the same bits, less memory, more time.
-        compile: run the step through torch.compile. Meant for GPUs.
+        compile: run the model through torch.compile. Meant for GPUs.
+        cuda_graphs: with compile and data.fixed_shapes: replay the step as a CUDA graph.
         deterministic: make a GPU repeat its bits, which costs speed; a CPU always does.
         peak_tflops: the device's peak in TFLOP/s, of which MFU is the share in use; null: known for common GPUs.
         log_every: steps between lines of metrics.jsonl.
@@ -462,6 +464,7 @@ class TrainingConfig:
     micro_batch_tokens: int | None = None
     activation_checkpointing: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
     deterministic: bool = False
     peak_tflops: float | None = None
     log_every: int = 100
@@ -526,10 +529,18 @@ class PretrainConfig:
         )
         tokens = self.training.micro_batch_tokens
         _check(
-            tokens is None or tokens >= self.data.max_length,
+            tokens is None or tokens >= self.data.longest,
             "training.micro_batch_tokens",
             tokens,
-            f"at least data.max_length ({self.data.max_length}): a sequence is not cut",
+            f"at least data.max_length ({self.data.longest}): a sequence is not cut",
+        )
+        graphs = self.training.cuda_graphs
+        allowed = not graphs or (self.training.compile and self.data.fixed_shapes and tokens is None)
+        _check(
+            allowed,
+            "training.cuda_graphs",
+            graphs,
+            "false, or come with training.compile and data.fixed_shapes, and without training.micro_batch_tokens",
         )
         for index, phase in enumerate(self.schedule):
             self._check_phase(f"schedule[{index}]", phase)
@@ -542,14 +553,28 @@ class PretrainConfig:
             phase.objective,
             "another, or model.tie untied: taking turns, a tower must not change the other's embeddings",
         )
+        if phase.objective in ("electric", "adversarial"):
+            for name, needed in (("temperature", 1.0), ("disallow_correct", False)):
+                value = getattr(self.objective, name)
+                because = f"{json.dumps(needed)} for {phase.objective}, which needs the probability of each sample"
+                _check(value == needed, f"objective.{name}", value, because)
         if phase.patience is not None:
             measured = self.data.valid is not None and self.training.eval_every > 0
             _check(measured, f"{key}.patience", phase.patience, "null without data.valid and training.eval_every")
+            can_fall = phase.objective != "adversarial"
+            _check(can_fall, f"{key}.patience", phase.patience, "null: what one tower gains the other loses")
 
     @property
     def phases(self) -> list[PhaseConfig]:
         """The schedule, or what it stands for where it is empty."""
         return self.schedule or [PhaseConfig()]
+
+    @property
+    def objectives(self) -> set[str]:
+        """What the model is trained for; who takes turns is generator and discriminator."""
+        objectives = {phase.objective for phase in self.phases}
+        turns = {"generator", "discriminator"} if "alternate" in objectives else set()
+        return objectives - {"alternate"} | turns
 
     @property
     def max_per_sequence(self) -> int:

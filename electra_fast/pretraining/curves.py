@@ -63,10 +63,10 @@ def plot_runs(runs: Mapping[str, Rows], picture: Path) -> None:
         axes.set_xlabel("step")
         axes.set_xlim(0, last)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k
-        if key == "gradient_norm":
+        if key == "gradient_norm" and any(value > 0 for rows in runs.values() for _, value in _points(rows, key)):
             axes.set_yscale("log")
         elif key == "lr":
-            axes.yaxis.set_major_formatter(lambda value, _: f"{1e4 * value:g}e-4" if value else "0")
+            axes.yaxis.set_major_formatter(lambda value, _: format(value, ".2g"))
         elif key == "tokens_per_second":
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -74,6 +74,7 @@ def plot_runs(runs: Mapping[str, Rows], picture: Path) -> None:
         axes.set_axis_off()
     _legend(figure, grid.flat[0], list(runs))
     aside = picture.with_name(f".{picture.name}.partial")
+    aside.unlink(missing_ok=True)  # were it a link, we would write where it leads
     try:
         figure.savefig(aside, dpi=110, format="png")
         os.replace(aside, picture)
@@ -85,7 +86,7 @@ def _points(rows: Rows, key: str, kind: str | None = None) -> list[tuple[int, fl
     return [
         (row["step"], row[key])
         for row in rows
-        if kind in (None, row["kind"]) and isinstance(row.get(key), (int, float)) and abs(row[key]) < float("inf")
+        if kind in (None, row["kind"]) and isinstance(row.get(key), (int, float)) and abs(row[key]) < 1e300
     ]
 
 

@@ -39,6 +39,19 @@ _FREE_ON_RESUME = {
     "training.eval_batches",
     "training.save_every",
     "training.keep_checkpoints",
+    "training.micro_batch_tokens",  # equal but for rounding
+    "training.activation_checkpointing",
+    "training.compile",
+    "training.cuda_graphs",
+    "training.deterministic",
+    "training.peak_tflops",
+    "training.probe.train",
+    "training.probe.valid",
+    "training.probe.every",
+    "training.probe.kind",
+    "training.probe.epochs",
+    "training.probe.lr",
+    "training.probe.batch_size",
     "training.trackers",
 }
 
@@ -61,6 +74,10 @@ def check_output(output: Path, config: PretrainConfig, *, resume: bool, overwrit
         )
     if not holds or overwrite:
         return False
+    for path in (output / name for name in holds):
+        if not (path.is_file() if path.suffix else path.is_dir()):
+            kind = "file" if path.suffix else "folder"
+            raise ConfigError(f"{path} is no {kind}, as it is in a run: remove it, or give another output")
     if not resume:
         raise ConfigError(
             f"{output} holds a run already ({holds[0]}): --resume goes on with it, --overwrite deletes it"

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from electra_fast.data.corpus import Corpus
+from electra_fast.data.loader import open_loader
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
+from electra_fast.pretraining.evaluation import EVALUATION_SEED, Loader
 
 
 def find_device(name: str) -> torch.device:
@@ -28,20 +29,26 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def open_corpora(config: PretrainConfig) -> tuple[Corpus, Corpus | None]:
-    """The corpora to learn from and to measure on. Raises ConfigError, or ValueError for a damaged one."""
-    if not config.data.train:
+def open_data(config: PretrainConfig) -> tuple[Loader, Loader | None]:
+    """The batches to learn from, and those to measure on.
+
+    Raises:
+        ConfigError: no corpus is named, or one is of another tokenizer. ValueError: a damaged one.
+    """
+    data = config.data
+    if not all(data.train_corpora):
         raise ConfigError(
             "data.train is not set: give the folder that `electra-fast prepare` wrote (--data.train FOLDER)"
         )
-    train = Corpus.open(config.data.train, verify=True)
-    if config.data.valid is None:
+    train = open_loader(data, config.training.seed)
+    if data.valid is None:
         return train, None
-    valid = Corpus.open(config.data.valid, verify=True)
-    if valid.meta.tokenizer_sha256 != train.meta.tokenizer_sha256:
+    valid = open_loader(data, EVALUATION_SEED, held_out=True)
+    ours, theirs = train.corpora[0], valid.corpora[0]
+    if theirs.meta.tokenizer_sha256 != ours.meta.tokenizer_sha256:
         raise ConfigError(
-            f"{config.data.valid} was prepared with another tokenizer than {config.data.train}: prepare it again with "
-            f"--tokenizer {train.tokenizer_folder}"
+            f"{data.valid} was prepared with another tokenizer than {ours.folder}: prepare it again with "
+            f"--tokenizer {ours.tokenizer_folder}"
         )
     return train, valid
 

@@ -52,9 +52,12 @@ def step_flops(model: ElectraForJointPreTraining, batch: Batch, objective: str) 
     small, large = model.generator.config, model.discriminator.config
     generator = _tower(small, lengths) + masked * _vocabulary(small)
     discriminator = _tower(large, lengths) + tokens * 2 * (large.hidden_size**2 + large.hidden_size)
+    wide = 2 * 2 * small.hidden_size * small.embedding_size  # both towers' states -> E
+    two_tower = 2 * _tower(small, lengths) + tokens * (wide + 2 * small.embedding_size * small.vocab_size)
     forward, both = {
         "joint": (0.0, generator + discriminator),
         "adversarial": (0.0, generator + discriminator),
+        "electric": (0.0, two_tower + discriminator),
         "generator": (0.0, generator),
         "discriminator": (generator, discriminator),
         "mlm": (0.0, _tower(large, lengths) + masked * _vocabulary(large)),

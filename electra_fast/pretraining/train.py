@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -19,16 +19,22 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-from electra_fast.data.loader import Batch, BatchLoader
+from electra_fast.data.loader import Batch
+from electra_fast.data.prefetch import Prefetcher
 from electra_fast.data.tokenizer import save_tokenizer
 from electra_fast.models import ElectraForJointPreTraining
-from electra_fast.ops.random import as_seed, masking_seed, step_seed
-from electra_fast.pretraining.accumulation import count_masked, micro_batches
-from electra_fast.pretraining.build import build_model, checkpoint_activations, copy_generator_to_discriminator
+from electra_fast.ops.random import masking_seed, step_seed
+from electra_fast.pretraining.accumulation import count_predicted, micro_batches, model_inputs
+from electra_fast.pretraining.build import (
+    build_model,
+    checkpoint_activations,
+    compiled,
+    copy_generator_to_discriminator,
+)
 from electra_fast.pretraining.checkpoint import DamagedCheckpoint, check_state, load_newest, save_checkpoint
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 from electra_fast.pretraining.curves import plot_curves
-from electra_fast.pretraining.evaluation import HeldOut
+from electra_fast.pretraining.evaluation import HeldOut, Loader
 from electra_fast.pretraining.finite import FiniteWatch, NonFiniteLoss, cause, not_finite
 from electra_fast.pretraining.metrics import MetricsLog
 from electra_fast.pretraining.optimizer import build_optimizer, learning_rate, state_tensors
@@ -36,7 +42,7 @@ from electra_fast.pretraining.phases import Phase, Progress, resolve_phases
 from electra_fast.pretraining.precision import LossScale, MasterWeights
 from electra_fast.pretraining.probe import Probe
 from electra_fast.pretraining.run_folder import check_output, claim_output, delete_run
-from electra_fast.pretraining.runtime import deferred_signals, find_device, open_corpora, repeatable
+from electra_fast.pretraining.runtime import deferred_signals, find_device, open_data, repeatable
 from electra_fast.pretraining.throughput import peak_flops, step_flops
 from electra_fast.pretraining.trackers import open_trackers
 from electra_fast.pretraining.window import StepTotals, Window, show
@@ -80,24 +86,20 @@ def _pretrain(
     config: PretrainConfig, device: torch.device, *, resume: bool, overwrite: bool, shows: bool
 ) -> PretrainResult:
     output, settings = Path(config.output), config.training
-    train_corpus, valid_corpus = open_corpora(config)
-    tokenizer = train_corpus.load_tokenizer()  # a damaged one is better noticed now than after the training
+    loader, valid_loader = open_data(config)
+    tokenizer = loader.corpora[0].load_tokenizer()  # a damaged one is better noticed now than after the training
     goes_on = check_output(output, config, resume=resume, overwrite=overwrite)
-    loader = BatchLoader(
-        train_corpus, batch_size=config.data.batch_size, max_length=config.data.max_length, seed=settings.seed
-    )
     phases = resolve_phases(config, loader.steps_per_epoch)
-    probe = Probe.open(settings.probe, tokenizer, config.data.max_length) if settings.probe.train else None
+    probe = Probe.open(settings.probe, tokenizer, config.data.longest) if settings.probe.train else None
 
     torch.manual_seed(settings.seed)
-    model = build_model(config, train_corpus.meta).to(device).train()
+    model = build_model(config, loader.corpora[0].meta).to(device).train()
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     masters = MasterWeights(model, getattr(torch, settings.precision))
     optimizer = build_optimizer(masters, config.optimizer)
     scale = LossScale(device, is_dynamic=settings.precision == "float16")
-    corpus_hash = train_corpus.meta.content_hash()
-    check = partial(_check_checkpoint, config, phases, corpus_hash)
+    check = partial(_check_checkpoint, config, phases, loader.content_hash)
     checkpoint = load_newest(output / "checkpoints", masters, optimizer, check) if goes_on else None
     now = Progress()
     if checkpoint is not None:
@@ -109,11 +111,11 @@ def _pretrain(
     if overwrite:
         delete_run(output)
     claim_output(output, config)
-    held_out = HeldOut(config, train_corpus, valid_corpus, device) if valid_corpus else None
+    held_out = HeldOut(config, loader, valid_loader, device) if valid_loader else None
     resume_step = now.step if goes_on else None
     trackers = open_trackers(config, output, resume_step)
     log = MetricsLog(output / "metrics.jsonl", resume_step=resume_step, trackers=trackers)
-    run = _Gradients(torch.compile(model, dynamic=True) if settings.compile else model, model, masters, config, device)
+    run = _Gradients(model, masters, config, device)
     watch, window = FiniteWatch(device), Window()
     peak = peak_flops(device, settings)
     metrics: dict[str, float] | None = None
@@ -132,7 +134,7 @@ def _pretrain(
         bad = not_finite(state_tensors(masters, optimizer))
         if bad:
             raise NonFiniteLoss(f"after step {now.step} {bad[0]} is no number and is not saved: lower optimizer.lr")
-        state = {"corpus": corpus_hash, **asdict(now), **scale.state()}
+        state = {"corpus": loader.content_hash, **asdict(now), **scale.state()}
         save_checkpoint(output / "checkpoints", now.step, masters, optimizer, state, keep=settings.keep_checkpoints)
         saved_step = now.step
 
@@ -160,7 +162,8 @@ def _pretrain(
         disable=None if shows else True,
         dynamic_ncols=True,
     )
-    with deferred_signals() as received, bar, log:
+    batches = Prefetcher(loader, start=now.step, pin_memory=device.type == "cuda")
+    with deferred_signals() as received, bar, log, batches:
         while not received:
             phase = phases[now.phase]
             if now.is_over(phase):
@@ -176,7 +179,7 @@ def _pretrain(
             lr = learning_rate(now.step_in_phase, phase.steps, phase.optimizer)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = loader.batch(now.step)
+            _, batch = next(batches)
             totals = run.compute(now.step, batch, objective, scale.scale, give_up=received)
             if totals is None:  # a signal between two micro-batches: the step is done again when the run goes on
                 break
@@ -200,7 +203,7 @@ def _pretrain(
             waits = bool(logs or evaluates or probes or saves)
             stop_if_not_finite(before=now.step if waits else now.step - 1)
             flops = step_flops(model, batch, objective) if peak else None
-            window.add(totals, norm, overflowed, tokens=batch.input_ids.shape[0], flops=flops)
+            window.add(totals, norm, overflowed, tokens=batch.num_tokens, flops=flops)
 
             if logs:
                 report(lr)
@@ -232,22 +235,14 @@ def _pretrain(
 
 
 class _Gradients:
-    """The gradients of one update, in micro-batches where the run asks for them; the same again where they went wrong.
-
-    Args:
-        forward: `model`, or its compiled form.
-    """
+    """The gradients of an update, in micro-batches where the run asks for them; once more where they went wrong."""
 
     def __init__(
-        self,
-        forward: Callable[..., Any],
-        model: ElectraForJointPreTraining,
-        masters: MasterWeights,
-        config: PretrainConfig,
-        device: torch.device,
+        self, model: ElectraForJointPreTraining, masters: MasterWeights, config: PretrainConfig, device: torch.device
     ) -> None:
-        self.forward, self.model, self.masters, self.device = forward, model, masters, device
+        self.model, self.masters, self.device = model, masters, device
         self.seed, self.max_tokens = config.training.seed, config.training.micro_batch_tokens
+        self.forward = compiled(model, config) if config.training.compile else model
         self._recent: deque[tuple[int, Batch, str]] = deque(maxlen=2)
 
     def compute(
@@ -259,30 +254,19 @@ class _Gradients:
         the sum does not depend on how the batch is cut, but for rounding.
         """
         self._recent.append((step, batch, objective))
-        seed = step_seed(self.seed, step)
-        mask_seed = masking_seed(self.seed, batch.epoch)
+        seeds = {"seed": step_seed(self.seed, step), "mask_seed": masking_seed(self.seed, batch.epoch)}
         pieces = micro_batches(batch, self.max_tokens)
         counts: dict[str, Any] = {}
         if len(pieces) > 1:
-            masked_count = count_masked(self.model, batch, mask_seed).clamp(min=1).to(self.device)
-            counts = {"masked_count": masked_count, "token_count": float(batch.input_ids.shape[0])}
-        torch.manual_seed(seed)  # a vendor's attention draws its dropout from it
+            masked_count = count_predicted(self.model, batch, objective, seeds["mask_seed"])
+            counts = {"masked_count": masked_count.to(self.device), "token_count": float(batch.num_tokens)}
+        torch.manual_seed(seeds["seed"])  # a vendor's attention draws its dropout from it
         self.masters.clear_gradients()
         totals = StepTotals()
         for index, piece in enumerate(pieces):
             if index and give_up:
                 return None
-            piece = piece.to(self.device)
-            out = self.forward(
-                piece.input_ids,
-                cu_seqlens=piece.cu_seqlens,
-                max_seqlen=piece.max_seqlen,
-                sequence_ids=piece.sequence_ids,
-                seed=as_seed(seed, self.device),
-                mask_seed=as_seed(mask_seed, self.device),
-                objective=objective,
-                **counts,
-            )
+            out = self.forward(**model_inputs(piece.to(self.device), **seeds), **counts, objective=objective)
             (out.loss * scale).backward()
             self.masters.take_gradients()
             totals.add(out)
@@ -303,7 +287,7 @@ class _Gradients:
 
 
 def _headline(
-    model: ElectraForJointPreTraining, device: torch.device, phases: list[Phase], loader: BatchLoader, now: Progress
+    model: ElectraForJointPreTraining, device: torch.device, phases: list[Phase], loader: Loader, now: Progress
 ) -> str:
     sizes = " + ".join(
         f"{sum(p.numel() for p in tower.parameters()):,}" for tower in (model.generator, model.discriminator)
@@ -336,7 +320,7 @@ def _check_checkpoint(
         raise DamagedCheckpoint(f"{path / 'state.json'} is damaged: it is of phase {state['phase'] + 1}")
     if state["corpus"] != corpus_hash:
         raise ConfigError(
-            f"{config.data.train} is not the corpus that {path} was trained on: give that one, or another output"
+            f"{', '.join(config.data.train_corpora)}: not what {path} was trained on; give that, or another output"
         )
     now = _progress(state)
     if now.step_in_phase > phases[now.phase].steps:

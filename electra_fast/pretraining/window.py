@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from electra_fast.models.objectives import JointPreTrainingOutput
 from electra_fast.ops.rtd_bce import auc
 from electra_fast.pretraining.throughput import peak_memory
+
+_MEANS = ("loss", "reward")  # what names of means over the batch end with
 
 
 class StepTotals:
@@ -23,16 +26,18 @@ class StepTotals:
     @property
     def losses(self) -> dict[str, Tensor]:
         """Each loss of the whole batch: micro-batches are divided by its counts already."""
-        return {name: value for name, value in self.sums.items() if name.endswith("loss")}
+        return {name: value for name, value in self.sums.items() if name.endswith(_MEANS)}
 
-    def add(self, out: Any) -> None:
-        """`out`: what `ElectraForJointPreTraining.forward` returns."""
-        values = {name: value.detach() for name, value in out.items() if name.endswith("loss")}
+    def add(self, out: JointPreTrainingOutput) -> None:
+        # Copies: what a CUDA graph returns is written over by its next run.
+        values = {name: value.detach().clone() for name, value in out.items() if name.endswith(_MEANS)}
         if out.masked is not None and out.sampled_ids is not None:
             weights = out.masked.weights
             values |= {"hits": (weights * (out.sampled_ids == out.masked.labels)).sum(), "masked": weights.sum()}
         if out.rtd is not None:
-            values |= {f"rtd.{name}": value for name, value in out.rtd._asdict().items() if name != "loss_sum"}
+            counts = out.rtd._asdict()
+            del counts["loss_sum"]
+            values |= {f"rtd.{name}": value.clone() for name, value in counts.items()}
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
@@ -72,7 +77,7 @@ class Window:
         seconds = max(time.perf_counter() - self.started, 1e-9)
         row: dict[str, Any] = {}
         for name in sorted(sums):
-            if name.endswith("loss"):
+            if name.endswith(_MEANS):
                 row[name] = float(sums[name]) / self._seen[name]
         updates = self.steps - int(sums["overflowed"])
         row["gradient_norm"] = float(sums["norm"]) / max(updates, 1)

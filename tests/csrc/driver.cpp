@@ -14,6 +14,7 @@
 
 #include "attention.h"
 #include "embedding.h"
+#include "gelu.h"
 #include "generator_head.h"
 #include "layer_norm.h"
 #include "masking_sampling.h"
@@ -307,6 +308,25 @@ void run_rtd_bce() {
   });
 }
 
+template <class T>
+void run_bias_gelu() {
+  const std::int64_t rows = a_size(400), width = a_size(1500);
+  const auto x = floats<T>(rows * width), dy = floats<T>(rows * width);
+  const auto bias = floats<float>(width);
+  check_threads("bias_gelu", [&](Outputs& outputs, int threads) {
+    const BiasGELU<T> call{x.data(), bias.data(), rows, width, outputs.make<T>(rows * width)};
+    bias_gelu(call, threads);
+    for (std::int64_t i = 0; i < rows * width; ++i) {
+      const double u = load(&x[static_cast<std::size_t>(i)]) + bias[static_cast<std::size_t>(i % width)];
+      const double expected = 0.5 * u * std::erfc(-u / std::sqrt(2.0));
+      require(std::fabs(load(call.y + i) - expected) <= (sizeof(T) == 2 ? 5e-3 : 1e-6) * (1.0 + std::fabs(u)), "gelu");
+    }
+    bias_gelu_backward(BiasGELUBackward<T>{dy.data(), x.data(), bias.data(), rows, width,
+                                           outputs.make<T>(rows * width), outputs.make<float>(width)},
+                       threads);
+  });
+}
+
 // X and Y: the types of x and of y.
 template <class X, class Y>
 void run_layer_norm() {
@@ -461,6 +481,8 @@ int main(int count, char** arguments) {
       run_generator_head<bfloat16>,
       run_rtd_bce<float>,
       run_rtd_bce<bfloat16>,
+      run_bias_gelu<float>,
+      run_bias_gelu<bfloat16>,
       run_layer_norm<float, float>,
       run_layer_norm<float, bfloat16>,
       run_layer_norm<bfloat16, float>,

@@ -1,12 +1,25 @@
-"""Ten kinds of damage to a config file or a corpus: each a function of a NumPy generator and of what it damages."""
+"""Kinds of damage to a config file, a corpus or a run: each a function of a NumPy generator and of what it damages.
+
+Damage is what disks and people do; forgery is made on purpose: its checksums fit. Beside a folder that is forged lies
+`BAIT`: whole files that no one may touch.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from electra_fast.data.checksum import SEAL, file_sha256, sealed
+
+BAIT = "bait"
 
 _VALUES = [
     "text", "''", "true", "null", "-1", "0", "1", "0.5", "3", "1e3", "1.0e-3", ".nan", "-.inf", "0x1F", "1_000",
@@ -146,6 +159,204 @@ def _file(g: np.random.Generator, corpus: Path) -> Path:
     return _pick(g, sorted(path for path in corpus.rglob("*") if path.is_file()))
 
 
+# Runs and their checkpoints. A run's newest checkpoint is what is damaged most: it is what everything hangs on.
+
+
+def newest(run: Path) -> Path:
+    return max((run / "checkpoints").glob("step-*"))
+
+
+def _place(g: np.random.Generator, run: Path) -> Path:
+    return newest(run) if g.random() < 0.7 else run
+
+
+def flipped_byte_of_run(g: np.random.Generator, run: Path) -> Path:
+    return flipped_byte(g, _place(g, run))
+
+
+def truncated_file_of_run(g: np.random.Generator, run: Path) -> Path:
+    return truncated_file(g, _place(g, run))
+
+
+def deleted_file_of_run(g: np.random.Generator, run: Path) -> Path:
+    return deleted_file(g, _place(g, run))
+
+
+def forged_state(g: np.random.Generator, run: Path) -> Path:
+    """state.json with other values, keys and types, and the right checksum."""
+    path = newest(run) / "state.json"
+    _forge(g, path, json.loads(path.read_text()))
+    return path
+
+
+def forged_tensors(g: np.random.Generator, run: Path) -> Path:
+    """Weights or moments in a file that lies about itself, or of other names, types and values; checksums are right."""
+    path = newest(run) / _pick(g, ["model.safetensors", "optimizer.safetensors"])
+    content = path.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    header, data = json.loads(content[8 : 8 + size]), bytearray(content[8 + size :])
+    name = _pick(g, [name for name in header if name != "__metadata__"])
+    change = int(g.integers(10))
+    if change == 0:
+        header[name]["dtype"] = _pick(g, ["F64", "I32", "BOOL", "F16", "F8_E4M3", "X", 3, None])
+    elif change == 1:
+        header[name]["shape"] = _pick(g, [[2**62, 4], [-1], [], "x", [0], [1, *header[name]["shape"]], [1.5], None])
+    elif change == 2:
+        header[name]["data_offsets"] = _pick(g, [[0, 2**63], [-4, 0], [8, 4], [len(data), len(data) + 4], "x", [0]])
+    elif change == 3:
+        header[_pick(g, ["../x", "", "__class__", "a" * 10_000, "\x00"])] = header.pop(name)
+    elif change == 4:
+        header["__metadata__"] = _pick(g, [{"format": "pt"}, {"x": 1}, 3, {"code": "import os"}])
+    elif change == 5:
+        data[: len(data) // 4 * 4] = np.full(len(data) // 4, _pick(g, [np.nan, np.inf, -3e38, 0]), "<f4").tobytes()
+    elif change == 6:
+        del header[name]
+    text = json.dumps(header).encode()
+    content = struct.pack("<Q", len(text)) + text + bytes(data)
+    if change == 7:
+        content = struct.pack("<Q", _pick(g, [2**63, 2**40, 0, 1, len(content)])) + content[8:]
+    elif change == 8:
+        content = pickle.dumps({name: Alarm()})
+    elif change == 9:
+        content = struct.pack("<Q", 100_000) + b'{"a":' * 20_000 + bytes(data)
+    path.write_bytes(content)
+    state = json.loads((newest(run) / "state.json").read_text())
+    state["checksums"][path.name] = file_sha256(path)
+    (newest(run) / "state.json").write_text(json.dumps(sealed({k: v for k, v in state.items() if k != SEAL})))
+    return path
+
+
+def planted_in_run(g: np.random.Generator, run: Path) -> Path:
+    """What does not belong there: pickles, links out of the run, pipes, and names that look like a checkpoint's."""
+    bait, checkpoints = run.parent / BAIT, run / "checkpoints"
+    change = int(g.integers(8))
+    if change == 0:  # a later checkpoint that leads elsewhere
+        path = checkpoints / "step-00000099"
+        path.symlink_to(bait / "checkpoint", target_is_directory=True)
+    elif change == 1:
+        path = newest(run) / _pick(g, ["state.json", "model.safetensors", "optimizer.safetensors"])
+        path.unlink()
+        path.symlink_to(bait / "checkpoint" / path.name)
+    elif change == 2:  # what is written aside first
+        path = _pick(g, [run / ".config.yaml.partial", run / ".metrics.jsonl.partial", run / ".curves.png.partial"])
+        path.symlink_to(bait / "file")
+    elif change == 3:
+        path = checkpoints / _pick(g, [".step-00000006.partial", ".step-00000002.deleted", ".step-x", "step-00000006"])
+        path.symlink_to(bait, target_is_directory=True)
+    elif change == 4:
+        path = run / _pick(g, ["discriminator", "generator", "curves.png", "metrics.jsonl", "config.yaml"])
+        path.unlink(missing_ok=True)
+        path.symlink_to(bait / ("file" if path.suffix else "checkpoint"))
+    elif change == 5:
+        path = newest(run) / _pick(g, ["pytorch_model.bin", "optimizer.pt", "model.pkl", "rng_state.pth"])
+        path.write_bytes(pickle.dumps(Alarm()))
+    elif change == 6:
+        path = newest(run) / _pick(g, ["state.json", "model.safetensors"])
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path = checkpoints / _pick(g, ["step-99999999", "step-", "step-x", "step-00000005 ", "step--0000001"])
+        path.mkdir()
+    return path
+
+
+class Alarm:
+    """Unpickled, it makes a file in the working directory."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return open, ("unpickled", "w")
+
+
+def forged_meta(g: np.random.Generator, corpus: Path) -> Path:
+    """meta.json with other values, keys and types, and the right checksum."""
+    path = corpus / "meta.json"
+    _forge(g, path, json.loads(path.read_text()))
+    return path
+
+
+def forged_names(g: np.random.Generator, corpus: Path) -> Path:
+    """meta.json that names files outside of the corpus, which are there and whole."""
+    path = corpus / "meta.json"
+    meta = json.loads(path.read_text())
+    bait = corpus.parent / BAIT / "corpus"
+    shard = _pick(g, meta["shards"])
+    if g.random() < 0.5:
+        shard["file"] = _pick(
+            g, [f"../{BAIT}/corpus/{shard['file']}", str(bait / shard["file"]), "..", "", "\x00", "."]
+        )
+    else:
+        meta["tokenizer"] = _pick(
+            g, [f"../{BAIT}/corpus/tokenizer", str(bait / "tokenizer"), "..", "", "\x00", "a/../.."]
+        )
+    path.write_text(json.dumps(sealed({key: value for key, value in meta.items() if key != SEAL})))
+    return path
+
+
+def forged_shard(g: np.random.Generator, corpus: Path) -> Path:
+    """Token ids or offsets that are out of range, with the right checksums."""
+    meta = json.loads((corpus / "meta.json").read_text())
+    if g.random() < 0.6:
+        shard = _pick(g, meta["shards"])
+        path = corpus / shard["file"]
+        tokens = np.fromfile(path, "<u2")
+        tokens[int(g.integers(len(tokens)))] = _pick(g, [meta["vocab_size"], 65535, meta["mask_token_id"], 0])
+        tokens.tofile(path)
+        shard["sha256"] = file_sha256(path)
+    else:
+        path = corpus / "offsets.bin"
+        offsets = np.fromfile(path, "<i8")
+        place = int(g.integers(len(offsets)))
+        offsets[place] = _pick(g, [-1, 2**62, -(2**62), 0, int(offsets[-1]) + 1, int(offsets[-1])])
+        offsets.tofile(path)
+        meta["offsets_sha256"] = file_sha256(path)
+    (corpus / "meta.json").write_text(json.dumps(sealed({key: value for key, value in meta.items() if key != SEAL})))
+    return path
+
+
+def planted_in_corpus(g: np.random.Generator, corpus: Path) -> Path:
+    """Pickles beside its files, and pipes, folders and links to nothing in place of them."""
+    path = _file(g, corpus)
+    change = int(g.integers(4))
+    if change == 3:
+        path = path.with_name(_pick(g, ["vocab.pkl", "tokenizer.bin", "tokens-99999.bin"]))
+        path.write_bytes(pickle.dumps(Alarm()))
+        return path
+    path.unlink()
+    if change == 0:
+        path.symlink_to(corpus / "nothing")
+    elif change == 1 and path.parent == corpus:
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    return path
+
+
+_FORGED = [
+    None, True, -1, 0, 1, 7, 2**31, 2**63, 10**30, 1.5, -0.0, float("nan"), float("inf"), "", "x", "../x",
+    "/etc/passwd", "\x00", "\ud800", "9", "a" * 5000, [], [1], {}, {"a": {}}, [[[]]],
+]  # fmt: skip
+
+
+def _forge(g: np.random.Generator, path: Path, content: dict[str, Any]) -> None:
+    content.pop(SEAL)
+    for _ in range(int(g.integers(1, 3))):
+        node: Any = content
+        key = _pick(g, sorted(node))
+        while isinstance(node[key], (dict, list)) and node[key] and g.random() < 0.7:
+            node = node[key]
+            key = _pick(g, sorted(node)) if isinstance(node, dict) else int(g.integers(len(node)))
+        change = int(g.integers(6))
+        if change == 0 and isinstance(node, dict):
+            del node[key]
+            if not content:
+                break
+        elif change == 1 and isinstance(node, dict):
+            node[_pick(g, ["__class__", "../x", "step ", "", "x"])] = _pick(g, _FORGED)
+        else:
+            node[key] = _pick(g, _FORGED)
+    path.write_text(json.dumps(sealed(content)))
+
+
 CONFIG_KINDS: dict[str, Callable[[np.random.Generator, str], bytes]] = {
     f.__name__: f for f in (deleted_line, swapped_values, wrong_type, misspelt_key, broken_yaml)
 }
@@ -153,3 +364,17 @@ FOLDER_KINDS: dict[str, Callable[[np.random.Generator, Path], Path]] = {
     f.__name__: f for f in (flipped_byte, truncated_file, deleted_file)
 }
 TEXT_KINDS: dict[str, Callable[[np.random.Generator, str], bytes]] = {f.__name__: f for f in (not_utf8, strange_text)}
+RUN_KINDS: dict[str, Callable[[np.random.Generator, Path], Path]] = {
+    f.__name__: f
+    for f in (
+        flipped_byte_of_run,
+        truncated_file_of_run,
+        deleted_file_of_run,
+        forged_state,
+        forged_tensors,
+        planted_in_run,
+    )
+}
+CORPUS_KINDS: dict[str, Callable[[np.random.Generator, Path], Path]] = {
+    f.__name__: f for f in (forged_meta, forged_names, forged_shard, planted_in_corpus)
+}

@@ -147,7 +147,8 @@ def compare(name: str, stock: nn.Module, fast: nn.Module, batch: dict[str, Any],
     shares = {}
     for parameter, ours, theirs in zip(names, gradients, expected_gradients, strict=True):
         allowed = GRADIENT * float(theirs.abs().max()) + ROUNDING * of_model
-        assert theirs.isfinite().all() and ours.isfinite().all(), parameter
+        assert theirs.isfinite().all(), parameter
+        assert ours.isfinite().all(), parameter
         error = float((ours - theirs).abs().max())
         shares[parameter] = error / allowed if error else 0.0
     parameter = max(shares, key=shares.__getitem__)

@@ -10,16 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from electra_fast import ops
-from tests.ops.backends import BACKENDS as ALL
-from tests.ops.backends import assert_as_accurate, poison_new_tensors
-
-BACKENDS = [ALL[0], *ALL[2:]]  # no C++: see docs/log.md
+from tests.ops.backends import BACKENDS, KERNELS, assert_as_accurate, needs_cpp, poison_new_tensors
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # Why each shape: no row; no column; one element; one row; one column; primes; around the kernels' tile of 512 columns
 # and block of 64 rows; ELECTRA-small's; three dimensions; the widest.
 SHAPES = [(0, 5), (3, 0), (1, 1), (1, 1000), (130, 1), (13, 37), (63, 513), (129, 1024), (2, 3, 7), (5, 8192)]
+
+
+@pytest.fixture(autouse=True)
+def _restore_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def takes(backend, dtype: torch.dtype) -> bool:
+    return not (backend.name == "cpp" and dtype == torch.float16)
 
 
 def gradients_of(call, x: Tensor, bias: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,13 +55,15 @@ def assert_accurate(backend, x: Tensor, bias: Tensor, dy: Tensor) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_result_and_gradients(backend, shape, dtype, rng_seed, monkeypatch):
+    if not takes(backend, dtype):
+        pytest.skip("float16 on a CPU is the reference's")
     x, dy = (torch.randn(shape, device=backend.device).to(dtype) for _ in range(2))
     bias = torch.randn(shape[-1], device=backend.device).to(dtype)
     poison_new_tensors(monkeypatch)
     assert_accurate(backend, 2 * x, bias, dy)
 
 
-@pytest.mark.parametrize("backend", [BACKENDS[0], *BACKENDS[2:]])
+@pytest.mark.parametrize("backend", [*BACKENDS[:2], *BACKENDS[3:]])
 def test_more_than_65535_rows(backend, rng_seed):
     x, dy = torch.randn(70_001, 9, device=backend.device), torch.randn(70_001, 9, device=backend.device)
     assert_accurate(backend, x, torch.randn(9, device=backend.device), dy)
@@ -71,9 +81,11 @@ def test_tails(backend):
     exact = exact_u * 0.5 * torch.erfc(-exact_u / math.sqrt(2.0))  # F.gelu's 1 + erf has lost the tail
     (exact_du,) = torch.autograd.grad(exact.sum(), exact_u)
     assert torch.equal(y[-1], u[-1])
-    # Of each value above 0. Below it erf leaves u eps / 2 of 1 + erf(u).
+    # Of each value above 0. Below it the erf of PyTorch and Triton leaves u eps / 2 of 1 + erf(u); C++ has the tail's
+    # digits, but for u^2 rounded in the exponent.
     x = u.detach().double()
-    assert ((y - exact).abs() <= torch.where(x < 0, 4e-7 * x.abs(), 4e-7 * exact.abs())).all()
+    below = exact.abs() * (1e-6 + 6e-8 * x**2) + 1e-37 if backend.name == "cpp" else 4e-7 * x.abs()
+    assert ((y - exact).abs() <= torch.where(x < 0, below, 4e-7 * exact.abs())).all()
     assert ((du - exact_du).abs() <= 4e-7).all()
 
 
@@ -84,6 +96,20 @@ def test_what_is_no_number_stays_where_it_is(backend):
         y = ops.bias_gelu(x, torch.zeros(4, device=backend.device))
     assert y[0, ::2].isnan().all()
     torch.testing.assert_close(y[0, 1::2], F.gelu(x[0, 1::2]))
+
+
+@needs_cpp
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_number_of_threads_gives_the_same_bits(dtype, rng_seed):
+    x, dy, bias = torch.randn(1000, 300).to(dtype), torch.randn(1000, 300).to(dtype), torch.randn(300)
+    results = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        with ops.use_backend("cpp"):
+            results.append(gradients_of(ops.bias_gelu, x, bias, dy))
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -141,7 +167,7 @@ def test_compiled_gives_the_same_bits_for_any_token_count(backend, compiler, rng
                 assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:2])
+@pytest.mark.parametrize("backend", KERNELS[:1] + BACKENDS[:1])
 def test_opcheck(backend, rng_seed):
     x, bias = torch.randn(4, 9, requires_grad=True), torch.randn(9, requires_grad=True)
     with ops.use_backend(backend.name):

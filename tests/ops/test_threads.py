@@ -98,6 +98,10 @@ def embedding_layer_norm(inputs: Inputs) -> tuple[Tensor, ...]:
     return with_gradients(embed, *(inputs.floats(*size) for size in sizes))
 
 
+def bias_gelu(inputs: Inputs) -> tuple[Tensor, ...]:
+    return with_gradients(ops.bias_gelu, inputs.floats(900, 300), inputs.floats(300))
+
+
 def varlen_attention(inputs: Inputs) -> tuple[Tensor, ...]:
     cu_seqlens = torch.tensor([0, 130, 131, 300], dtype=torch.int32)
 
@@ -108,7 +112,7 @@ def varlen_attention(inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 OPERATORS = [mask_tokens, sample_tokens, corrupt_tokens, rtd_bce, dropout_add_layer_norm, embedding_layer_norm]
-OPERATORS += [varlen_attention]
+OPERATORS += [bias_gelu, varlen_attention]
 # Its matrix products are PyTorch's, whose bits may depend on the number of threads.
 WITH_PRODUCTS = [linear_cross_entropy_sample]
 

@@ -11,7 +11,7 @@ import torch
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.loader import Batch, BatchLoader
 from electra_fast.pretraining import train as train_module
-from electra_fast.pretraining.accumulation import count_masked, micro_batches
+from electra_fast.pretraining.accumulation import count_predicted, micro_batches
 from electra_fast.pretraining.build import build_model
 from electra_fast.pretraining.metrics import read_metrics
 from electra_fast.pretraining.precision import MasterWeights
@@ -29,6 +29,7 @@ def random_batch(seed: int, lengths: list[int], vocab_size: int = 100) -> Batch:
         sequence_ids=torch.from_numpy(g.permutation(1000)[: len(lengths)]),
         epoch=int(g.integers(5)),
         max_seqlen=max(lengths),
+        num_tokens=sum(lengths),
     )
 
 
@@ -54,14 +55,22 @@ def test_cuts_are_between_sequences_and_lose_nothing(rng_seed):
 
 
 @pytest.mark.filterwarnings("ignore:.*does not take torch.float64")
-@pytest.mark.parametrize("objective", ["joint", "generator", "discriminator"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("objective", "dtype"),
+    [
+        *((name, torch.float64) for name in ("joint", "generator", "discriminator", "mlm", "electric", "adversarial")),
+        # In float32 rounding may change a sample, about once in a thousand batches: what no sample takes part in.
+        ("generator", torch.float32),
+        ("mlm", torch.float32),
+    ],
+)
 def test_gradients_are_those_of_the_unsplit_batch_with_dropout(
     tmp_path, quick_config, corpus, rng_seed, dtype, objective
 ):
     train = Corpus.open(corpus / "train")
     # In float64 PyTorch attends, whose dropout goes by a generator of its own instead of the tokens' names.
-    config = quick_config(tmp_path, **{"model.attention_probs_dropout_prob": 0.1 * (dtype == torch.float32)})
+    settings = {"model.attention_probs_dropout_prob": 0.1 * (dtype == torch.float32)}
+    config = quick_config(tmp_path, **settings, schedule=[{"objective": objective}])
     assert config.model.hidden_dropout_prob == 0.1
     torch.manual_seed(rng_seed)
     model = build_model(config, train.meta).to(dtype).train()
@@ -70,7 +79,7 @@ def test_gradients_are_those_of_the_unsplit_batch_with_dropout(
     batch = loader.batch(rng_seed % 1000)
     results = []
     for max_tokens in (None, 24, 97):
-        run = _Gradients(model, model, masters, config, torch.device("cpu"))
+        run = _Gradients(model, masters, config, torch.device("cpu"))
         run.max_tokens = max_tokens
         totals = run.compute(5, batch, objective, ONE)
         gradients = {name: p.grad for name, p in masters.named_parameters() if p.grad is not None}
@@ -85,9 +94,9 @@ def test_gradients_are_those_of_the_unsplit_batch_with_dropout(
             assert float((gradient - expected[name]).abs().max()) <= tolerance * largest, name
         assert sums.keys() == whole.keys()
         for name, value in sums.items():
-            if name.endswith("loss"):
+            if name.endswith(("loss", "reward")):
                 assert float(value) == pytest.approx(float(whole[name]), rel=1e-5)
-            else:  # counts, and the same samples
+            elif name == "masked" or dtype == torch.float64:  # counts, and the same samples
                 assert torch.equal(value, whole[name]), name
 
 
@@ -96,20 +105,23 @@ def test_the_count_of_masked_tokens_is_exact(tmp_path, quick_config, corpus, rng
     model = build_model(quick_config(tmp_path), train.meta)
     batch = BatchLoader(train, batch_size=50, max_length=24, seed=rng_seed).batch(0)
     out = model(batch.input_ids, cu_seqlens=batch.cu_seqlens, sequence_ids=batch.sequence_ids, seed=1, mask_seed=2)
-    assert count_masked(model, batch, 2) == out.masked.weights.sum() == (out.masked.weights > 0).sum()
+    count = count_predicted(model, batch, "joint", 2)
+    assert count == out.masked.weights.sum() == (out.masked.weights > 0).sum()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_run_in_micro_batches_follows_the_whole_one(tmp_path, quick_config, precision):
+    # The generator alone: rounding may change a sample, and with it the discriminator's text.
     settings = {"optimizer.lr": 1e-3, "training.precision": precision, "training.log_every": 1}
+    settings["schedule"] = [{"objective": "generator"}]
     rows = []
     for name, tokens in (("whole", None), ("cut", 40)):
         config = quick_config(tmp_path / name, **settings, **{"training.micro_batch_tokens": tokens})
         pretrain(config, progress=False)
         rows.append(read_metrics(tmp_path / name / "metrics.jsonl"))
     for whole, cut in zip(*rows, strict=True):
-        for name in ("generator_loss", "discriminator_loss"):
-            assert cut[name] == pytest.approx(whole[name], rel=1e-4 if precision == "float32" else 1e-2)
+        expected = whole["generator_loss"]
+        assert cut["generator_loss"] == pytest.approx(expected, rel=1e-4 if precision == "float32" else 1e-2)
 
 
 def test_a_signal_between_micro_batches_gives_the_step_up_and_loses_nothing(tmp_path, quick_config, monkeypatch):

@@ -26,14 +26,14 @@ def test_unigram_probabilities_are_smoothed_counts(corpus):
     tokens = train.read(0, train.num_tokens).astype(np.int64)
     vocab_size = train.meta.vocab_size
     exact = (np.bincount(tokens, minlength=vocab_size) + 1) / (len(tokens) + vocab_size)
-    np.testing.assert_allclose(unigram_log_probabilities(train, vocab_size).exp(), exact, rtol=1e-5)
+    np.testing.assert_allclose(unigram_log_probabilities([train], vocab_size).exp(), exact, rtol=1e-5)
 
 
 def test_evaluation_repeats_exactly_and_leaves_the_model_in_training(corpus, quick_config, tmp_path):
     train, valid = Corpus.open(corpus / "train"), Corpus.open(corpus / "valid")
     model = build_model(quick_config(tmp_path), train.meta).train()
     loader = BatchLoader(valid, batch_size=8, max_length=24, seed=0, shuffle=False)
-    unigram = unigram_log_probabilities(train, train.meta.vocab_size)
+    unigram = unigram_log_probabilities([train], train.meta.vocab_size)
     arguments = {"batches": 3, "device": torch.device("cpu")}
     first = evaluate(model, loader, unigram, **arguments)
     torch.manual_seed(5)

@@ -91,6 +91,8 @@ def test_patience_counts_evaluations_without_a_lower_loss():
     config = read_config("small", {"schedule": [{"steps": 100, "patience": 2}, {"steps": 5}], "data.valid": "valid"})
     phases = resolve_phases(config, steps_per_epoch=10)
     now = Progress(step=40, step_in_phase=40)
+    now.observe(float("nan"))
+    assert (now.best_loss, now.evaluations_since_best) == (None, 1)
     for loss, over in ((3.0, False), (3.0, False), (2.9, False), (float("nan"), False), (2.9, True)):
         now.observe(loss)
         assert now.is_over(phases[0]) == over, loss
@@ -144,6 +146,27 @@ def test_a_run_cut_in_or_between_phases_ends_with_the_same_bits(tmp_path, quick_
         torch.manual_seed(999)  # nothing of the global generator's state may matter
     assert pretrain(quick_config(tmp_path / "cut", **settings), resume=True, progress=False).step == 11
     assert_same_end(tmp_path / "whole", tmp_path / "cut", 11)
+
+
+def test_every_objective_runs_is_measured_and_resumes_to_the_same_bits(tmp_path, quick_config, monkeypatch):
+    names = ["mlm", "electric", "adversarial", "joint", "generator", "discriminator"]
+    settings = {"schedule": [{"objective": name, "steps": 2} for name in names], "training.eval_batches": 2}
+    pretrain(quick_config(tmp_path / "whole", **settings), progress=False)
+    rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert [row["objective"] for row in rows if row["kind"] == "train" and row["step"] % 2 == 0] == names
+    for kind, missing in (("train", {"mlm": {"generator_loss"}}), ("eval", {"mlm": {"generator_loss", "auc"}})):
+        of = {row["objective"]: row for row in rows if row["kind"] == kind}
+        assert of.keys() == set(names)
+        assert all(0 < row["loss"] < 200 for name, row in of.items() if (kind, name) != ("train", "adversarial"))
+        assert of["mlm"]["mlm_loss"] == pytest.approx(5, rel=0.3)  # about ln 200
+        assert not missing["mlm"] & of["mlm"].keys()
+        assert {"generator_loss", "discriminator_loss", "auc"} <= of["electric"].keys() & of["adversarial"].keys()
+    assert "reward" in next(row for row in rows if row["objective"] == "adversarial")
+    interrupt_after(monkeypatch, 3, 6)
+    for _ in range(3):
+        result = pretrain(quick_config(tmp_path / "cut", **settings), resume=True, progress=False)
+    assert result.step == 12
+    assert_same_end(tmp_path / "whole", tmp_path / "cut", 12)
 
 
 @pytest.mark.parametrize("turn", ["turn_steps: 2", "turn_steps: null"])

@@ -43,13 +43,13 @@ def model_of(recipe: str, vocab_size: int = 30522) -> ElectraForJointPreTraining
 def test_flops_a_token_are_those_of_the_recipes(recipe, length, generator, total):
     with torch.device("meta"):
         model = model_of(recipe)
-    batch = Batch(torch.zeros(4 * length), torch.arange(5) * length, torch.arange(4), 0, length)
+    batch = Batch(torch.zeros(4 * length), torch.arange(5) * length, torch.arange(4), 0, length, 4 * length)
     tokens = 4 * length
     assert step_flops(model, batch, "joint") / tokens / 1e6 == pytest.approx(total, rel=2e-3)
     assert step_flops(model, batch, "generator") / tokens / 1e6 == pytest.approx(generator, rel=6e-3)
     parts = [step_flops(model, batch, name) for name in ("joint", "generator", "discriminator")]
     assert parts[2] == pytest.approx(parts[0] - parts[1] + parts[1] / 3)  # the generator's forward pass only
-    assert step_flops(model, batch, "electric") is None
+    assert step_flops(model, batch, "something else") is None
 
 
 def test_flops_of_ragged_text_are_what_pytorch_counts(rng_seed):
@@ -93,9 +93,11 @@ def test_rows_report_speed_share_and_memory(tmp_path, quick_config):
         assert {"accuracy", "precision", "recall", "auc", "sampled_accuracy"} <= row.keys()
         assert row["mfu"] > 0
         assert row["loss"] == pytest.approx(row["generator_loss"] + 50 * row["discriminator_loss"], rel=1e-5)
-    assert len({round(row["tokens_per_second"] / row["mfu"], -2) for row in rows}) <= 3  # FLOPs a token hardly vary
-    assert 0 < rows[-1]["peak_memory_bytes"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 * 1.01
-    assert peak_memory(torch.device("cpu")) >= rows[-1]["peak_memory_bytes"]
+    per_token = [0.001e12 * row["mfu"] / row["tokens_per_second"] for row in rows]
+    assert max(per_token) < 1.2 * min(per_token)  # only attention and the lengths of sequences make a difference
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert rows[-1]["peak_memory_bytes"] == pytest.approx(peak, rel=0.1)
+    assert peak_memory(torch.device("cpu")) == pytest.approx(peak, rel=0.1)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -88,6 +88,8 @@ def _load_name(datasets: Any, name: str) -> Any:
             raise ValueError(str(error)) from error
         except Exception as error:  # its own, the hub's, the network's and pyarrow's
             reasons.append(_first_line(error))
+            if isinstance(error, ConnectionError) and not datasets.config.HF_HUB_OFFLINE:
+                break  # the other reading would wait for the network as long again
     raise ValueError(
         f"{name} can't be loaded: {reasons[0]} If it was not downloaded here before, this needs the network; "
         "else check its name, its config and its split"

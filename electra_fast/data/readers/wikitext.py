@@ -24,6 +24,7 @@ _OPEN, _CLOSE, _MARKS = r"[(\uff08]", r"[)\uff09]", r" \t\u00a0,;:/\u3001\uff0c\
 _EMPTY_BRACKETS = re.compile(rf" *{_OPEN}[{_MARKS}\u2013-]*{_CLOSE}")
 _BRACKETS_START = re.compile(rf"({_OPEN})[{_MARKS}]+")
 _BRACKETS_END = re.compile(rf"[{_MARKS}]+({_CLOSE})")
+_DOUBLE_MARKS = re.compile(r"[,;:\uff0c\uff1b\uff1a] *(?=[,;\uff0c\uff1b])")
 _SPACES = re.compile(r"[^\S\n]+")
 _VARIANT = re.compile(r"-\{([^{}]*)\}-")
 
@@ -62,6 +63,7 @@ def _lines(wikitext: str, namespaces: Collection[str], mark_links: bool) -> list
     pieces: list[str] = []
     _write(parser.parse(wikitext, skip_style_tags=True), parser.nodes, namespaces, mark_links, pieces)
     text = _SWITCHES.sub("", _QUOTES.sub("", "".join(pieces)))
+    text = _DOUBLE_MARKS.sub("", text)
     text = _BRACKETS_END.sub(r"\1", _BRACKETS_START.sub(r"\1", _EMPTY_BRACKETS.sub("", text)))
     return _without_empty_sections(line.strip() for line in _SPACES.sub(" ", text).split("\n"))
 
