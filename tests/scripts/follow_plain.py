@@ -5,8 +5,8 @@
 Both start from the same weights and get the same masks and samples; each makes its own steps, by its own optimizer. The
 text is files of plain text, or else the demo's corpus. Dropout is 0, since the two draw it differently. With
 `--exact-steps` the plain model also runs in float64 for so many steps, which shows what rounding alone does.
-The warm-up lasts all the 300 steps. Without bias correction the update of step t is 1 / sqrt(1 - 0.999^t) times a later
-one; with 30 steps of warm-up the loss jumps to 162 at step 13, and what rounding does grows with it, to 7e-5 by step 27.
+The warm-up lasts all the 300 steps: without bias correction an update at step t is 1 / sqrt(1 - 0.999^t) times a later
+one. With 30 steps of it the loss jumps to 162 at step 13, and what rounding does grows with it, to 7e-5 by step 27.
 Prints a line a step; exits with 1 where a loss deviates by more than `--within`.
 300 steps take about 15 minutes on two cores, and each exact step 8 seconds more.
 """
