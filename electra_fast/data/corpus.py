@@ -243,7 +243,7 @@ class Corpus:
         if first < 0 or last + longest > self._starts[index + 1]:  # over the end of a shard: once in a while
             spans = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
             return np.concatenate([self.read(start, stop) for start, stop in spans])
-        # One copy a span, however short it is, and what is too much is dropped: far faster than an index for each token.
+        # One copy of the longest length for each span, and what is too much is dropped: an index a token takes longer.
         rows = sliding_window_view(self._shards[index], longest)[starts - self._starts[index]]
         return rows.ravel() if lengths.min() == longest else rows[np.arange(longest) < lengths[:, None]]
 

@@ -47,8 +47,8 @@ class Stream(Protocol):
 class CorpusStream:
     """Epoch after epoch of one corpus, in each every piece once.
 
-    With `shuffle`, an epoch's order is a permutation of windows of WINDOW pieces and of the pieces within each, keyed by
-    (seed, epoch); without, the order of the corpus. `specials` tokens are added to each piece. Memory: the permutations
+    With `shuffle`, an epoch's order is a permutation of windows of WINDOW pieces and of the pieces within each, keyed
+    by (seed, epoch); without, the order of the corpus. `specials` tokens are added to each piece. Memory: the permutations
     of the windows in use.
     """
 
