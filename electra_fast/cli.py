@@ -27,7 +27,7 @@ import electra_fast
 from electra_fast.arguments import ArgumentParser, UsageError, nearest, underscored
 
 PROG = "electra-fast"
-RUN_OPTIONS = ("config", "resume", "overwrite")
+RUN_OPTIONS = ("config", "resume", "overwrite", "deterministic")
 
 
 class Command(NamedTuple):
@@ -442,6 +442,7 @@ def _pretrain_parser() -> ArgumentParser:
     parser.add_argument("--config", type=str, metavar="FILE", help="a config file, or the name of a recipe")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
     parser.add_argument("--overwrite", action="store_true", help="delete the run that is in the output folder")
+    parser.add_argument("--deterministic", action="store_true", help="as --training.deterministic true")
     parser.add_config(PretrainConfig)
     return parser
 
@@ -453,13 +454,17 @@ def _pretrain(args: Any, given: list[str]) -> int:
     settings = {key: value for key, value in args.items() if key not in RUN_OPTIONS}
     if "config" not in args:
         raise UsageError(f"--config is missing: give a YAML file or a recipe ({', '.join(recipe_names())})")
+    if "deterministic" in args:
+        settings["training.deterministic"] = True
     resume, overwrite = "resume" in args, "overwrite" in args
     if resume and overwrite:
         raise UsageError("--resume goes on with a run and --overwrite deletes it: give one of them")
     config = read_config(args.config, settings)
 
+    from electra_fast.allocator import keep_freed_memory
     from electra_fast.pretraining.train import pretrain
 
+    keep_freed_memory()
     result = pretrain(config, resume=resume, overwrite=overwrite)
     if result.interrupted_by:
         again = shlex.join(

@@ -21,7 +21,9 @@ RUN_CONTENT = (
     "curves.png",
     "discriminator",
     "generator",
+    "mlm",
     "electra_fast.json",
+    "electra_fast.safetensors",
     "tensorboard",
     "wandb",
 )
@@ -72,6 +74,10 @@ def check_output(output: Path, config: PretrainConfig, *, resume: bool, overwrit
         )
     if not holds or overwrite:
         return False
+    for path in (output / name for name in holds):
+        if not (path.is_file() if path.suffix else path.is_dir()):
+            kind = "file" if path.suffix else "folder"
+            raise ConfigError(f"{path} is no {kind}, as it is in a run: remove it, or give another output")
     if not resume:
         raise ConfigError(
             f"{output} holds a run already ({holds[0]}): --resume goes on with it, --overwrite deletes it"
