@@ -125,7 +125,7 @@ def test_loading(compare, benchmark, corpora, mode):
 
 
 def tokens_a_second(loader: BatchLoader, share: float) -> tuple[float, float]:
-    """Of a share of an epoch, by the clock, and by this thread's time on a core, which other programs don't lengthen."""
+    """Of a share of an epoch: by the clock, and by this thread's time on a core, whatever else the machine does."""
     tokens, wall, core = 0, time.perf_counter(), time.thread_time()
     for step in range(int(share * loader.steps_per_epoch)):
         tokens += loader.batch(step).num_tokens

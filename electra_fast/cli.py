@@ -461,10 +461,13 @@ def _pretrain(args: Any, given: list[str]) -> int:
         raise UsageError("--resume goes on with a run and --overwrite deletes it: give one of them")
     config = read_config(args.config, settings)
 
-    from electra_fast.allocator import keep_freed_memory
+    from electra_fast.allocator import keep_freed_memory, return_freed_memory
     from electra_fast.pretraining.train import pretrain
 
-    keep_freed_memory()
+    if config.training.activation_checkpointing:
+        return_freed_memory()
+    else:
+        keep_freed_memory()
     result = pretrain(config, resume=resume, overwrite=overwrite)
     if result.interrupted_by:
         again = shlex.join(

@@ -125,7 +125,7 @@ class FlatLayer:
     def _feed_forward(self, x: Tensor, seed: Tensor | None, stream: int, row_ids: Tensor | None) -> Tensor:
         up, output = self.intermediate.dense, self.output
         if (
-            _trains_on_cpu(x)
+            _trains_on_cpu(x, self.training)
             and _is_gelu(self.intermediate.intermediate_act_fn)
             and _are_plain((up, output.dense), output.LayerNorm, output.dropout)
         ):
@@ -137,7 +137,7 @@ class FlatLayer:
         """Whether our own kernel attends, for training, and nothing is wrapped around the linear layers."""
         module, output = self.attention.self, self.attention.output
         return (
-            _trains_on_cpu(hidden_states)
+            _trains_on_cpu(hidden_states, self.training)
             and flat.backend is None
             and not flat.is_causal
             and _are_plain((module.query, module.key, module.value, output.dense), output.LayerNorm, output.dropout)
@@ -160,13 +160,16 @@ class FlatLayer:
         return blocks.attention_block(hidden_states.squeeze(0), layers, output.LayerNorm, attention, noise).unsqueeze(0)
 
 
-def _trains_on_cpu(hidden_states: Tensor) -> bool:
-    """Whether `electra_fast.models.blocks` can take hidden states, as far as these are concerned."""
+def _trains_on_cpu(hidden_states: Tensor, training: bool) -> bool:
+    """Whether `electra_fast.models.blocks` is to take the hidden states, as far as these are concerned.
+
+    In training mode also without gradients: reentrant checkpointing runs a layer so first, and must get the same bits.
+    """
     return (
         hidden_states.device.type == "cpu"
         and hidden_states.dtype == torch.float32
         and type(hidden_states) is Tensor
-        and torch.is_grad_enabled()
+        and (training or torch.is_grad_enabled())
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and requested_backend() in (None, blocks.BACKEND)

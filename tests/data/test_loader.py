@@ -246,6 +246,15 @@ def test_batches_are_those_of_the_plain_loader(make_corpora, tokenizer, rng_seed
                     assert_as_plain(loader.batch(step, rank, world_size), expected, options)
 
 
+def test_a_sequence_may_be_the_separator_of_two_joined_documents(make_corpus) -> None:
+    corpus = make_corpus(["a b", "c"])
+    options = {"max_length": 3, "batch_size": 1, "join_documents": True, "shuffle": False}
+    plain, loader = PlainLoader([corpus], window=16, block=64, **options), BatchLoader(corpus, **options)
+    assert loader.num_sequences == 4
+    for step in range(4):
+        assert loader.batch(step).input_ids.tolist() == plain.batch(step)["input_ids"]
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_any_mode_is_a_pure_function_of_the_step(make_corpora, rng_seed: int, small_windows: int, count: int) -> None:
     g = np.random.default_rng(rng_seed)
