@@ -2,21 +2,34 @@
 
 `plain` is benchmarks/plain.py, `strong` the same with the vocabulary projection at masked positions only, compiled by
 torch.compile, and `floor` the step's matrix products alone, into memory that is there already. No optimizer.
+
+    python -m pytest benchmarks/bench_step.py -s
+
+also shows the ratios that are asked for, page faults, where ours spends its time, and what a step takes at its peak.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import ProfilerActivity
 
+from benchmarks import timing
 from benchmarks.plain import Losses, PlainElectra, choose_masks, from_joint, gumbel_sample
 from electra_fast import ElectraConfig, ElectraForJointPreTraining
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+Step = Callable[[Tensor], Tensor]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = {"cpu": [(16, 128)], "cuda": [(128, 128)]}  # sequences, tokens in each
@@ -119,28 +132,87 @@ class Floor:
             product()
 
 
+def page_faults(step: Callable[[], Any], steps: int = 3) -> float:
+    """Minor page faults a step of this process."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(steps):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / steps
+
+
+def profile(step: Callable[[], Any], rows: int = 15) -> str:
+    """A table of where one step's time goes, by operator, without the operators that it calls."""
+    on_gpu = DEVICE == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    with torch.profiler.profile(activities=activities) as profiler:
+        step()
+    sort_by = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    return profiler.key_averages().table(sort_by=sort_by, row_limit=rows, max_name_column_width=48)
+
+
+class Contestants(NamedTuple):
+    """Steps that take token ids [B, S]: forward, backward, fresh gradients."""
+
+    ours: Step
+    plain: Step
+    strong: Step
+
+    @classmethod
+    def make(cls, *, compiled: bool) -> Contestants:
+        """With the same weights; `strong` is compiled by inductor, or for a quick look not at all."""
+        configs = small_configs()
+        joint = ElectraForJointPreTraining(*configs).to(DEVICE).train()
+        plain = from_joint(joint).train()
+        strong = StrongElectra(*configs).to(DEVICE).train()
+        strong.load_state_dict(plain.state_dict())
+        forward = torch.compile(strong, backend="inductor" if compiled else "eager")
+        return cls(
+            partial(train_step, joint, lambda ids: joint(ids).loss),
+            partial(train_step, plain, partial(plain_loss, plain)),
+            partial(train_step, strong, partial(plain_loss, forward)),
+        )
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("sequences", "length"), SHAPES[DEVICE])
 def test_pretraining_step(compare, copies, benchmark, sequences, length):
-    configs = small_configs()
-    joint = ElectraForJointPreTraining(*configs).to(DEVICE).train()
-    plain = from_joint(joint).train()
-    strong = StrongElectra(*configs).to(DEVICE).train()
-    strong.load_state_dict(plain.state_dict())
-    compiled = torch.compile(strong, backend="inductor" if benchmark.enabled else "eager")
+    steps = Contestants.make(compiled=benchmark.enabled)
+    inputs = copies(partial(make_text, sequences, length))
     comparison = compare(
         "pretraining step",
-        ours=partial(train_step, joint, lambda ids: joint(ids).loss),
-        plain=partial(train_step, plain, partial(plain_loss, plain)),
-        rivals={
-            "strong": partial(train_step, strong, partial(plain_loss, compiled)),
-            "floor": Floor(configs, sequences, length),
-        },
-        inputs=copies(partial(make_text, sequences, length)),
+        ours=steps.ours,
+        plain=steps.plain,
+        rivals={"strong": steps.strong, "floor": Floor(small_configs(), sequences, length)},
+        inputs=inputs,
         shape=f"ELECTRA-small, {sequences} x {length}, dropout 0.1",
         direction="forward + backward",
         target=2.5,
     )
     times = comparison.medians
+    print(f"{times['plain'] / times['ours']:.2f} times as fast as plain; 2.5 asked")
     print(f"{times['strong'] / times['ours']:.2f} times as fast as strong; 1.5 asked")
     print(f"{times['ours'] / times['floor']:.2f} times the floor; at most 1.35 asked")
+    if resource is not None and DEVICE == "cpu":
+        for name, step in steps._asdict().items():
+            print(f"{page_faults(partial(step, *inputs[0])):,.0f} page faults a step of {name}")
+    print(profile(partial(steps.ours, *inputs[0])))
+
+
+@pytest.mark.timeout(900)
+def test_peak_memory(benchmark):
+    """What a step of 64 x 128 takes at its peak, gradients included."""
+    sequences, length = (64, 128) if benchmark.enabled else (2, 16)
+    steps = Contestants.make(compiled=benchmark.enabled)
+    peaks = {}
+    for name, step in steps._asdict().items():
+        step(*make_text(sequences, length))  # compiles, starts the threads
+        step.args[0].zero_grad()
+        peaks[name] = timing.peak_memory(DEVICE, partial(step, *make_text(sequences, length)))
+        step.args[0].zero_grad()
+    benchmark.pedantic(steps.ours, make_text(sequences, length))
+    if None in peaks.values():
+        pytest.skip("this system does not tell its peak")
+    print({name: f"{peak / 2**20:,.0f} MiB" for name, peak in peaks.items()}, f"a step of {sequences} x {length}")
+    print(f"{peaks['ours'] / peaks['plain']:.2f} of plain's; at most 0.33 asked")
+    print(f"{peaks['ours'] / peaks['strong']:.2f} of strong's; at most 0.70 asked")
+    benchmark.extra_info["peak_memory"] = peaks

@@ -19,6 +19,7 @@ from benchmarks import inputs as benchmark_inputs
 from benchmarks import timing
 from benchmarks.inputs import Arguments, ForwardBackward
 from benchmarks.rows import Row, format_table
+from electra_fast.allocator import keep_freed_memory
 from electra_fast.info import collect
 
 _ROWS = pytest.StashKey[list[Row]]()
@@ -90,9 +91,9 @@ def _fixed_inputs() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _an_allocator_that_has_seen_a_training_step() -> None:
-    """Freeing a large block makes glibc keep later ones: else each call of every contestant pays for page faults."""
-    torch.empty(31 << 20, dtype=torch.uint8).fill_(0)
+def _memory_is_kept() -> None:
+    """As in `electra-fast pretrain`, for every contestant: else each call pays for the page faults of fresh memory."""
+    keep_freed_memory()
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ How the figures are taken:
 - *Forward + backward* is `torch.autograd.grad` with random upstream gradients, nothing accumulated.
 - *GB/s* counts the fewest bytes that one call must read and write. *Of copy* compares it with a tensor copy on the same
   machine, bytes read and written. Results that stay in the cache can exceed it.
+- On Linux malloc keeps freed memory, as in `electra-fast pretrain` (`electra_fast.allocator`), for every contestant.
 - *Memory* is what one call takes at its peak beside its arguments: on CUDA by PyTorch's allocator, on the CPU by the
   resident set of the process.
 - On CUDA times are between events on the device. Calls under a millisecond are replayed from a CUDA *graph*, without

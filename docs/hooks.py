@@ -7,14 +7,21 @@ A line `<!-- commands -->` becomes the commands with their options, `<!-- settin
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from electra_fast.arguments import ArgumentParser
 from electra_fast.cli import COMMANDS
-from electra_fast.pretraining.config import recipe_names
+from electra_fast.pretraining.config import PhaseConfig, recipe_names
 from electra_fast.pretraining.config_file import read_config
+
+
+def on_config(config: Any) -> Any:
+    """Called by MkDocs when its plugins are there: the search cuts Chinese with jieba where that is installed."""
+    logging.getLogger("jieba").setLevel(logging.WARNING)  # else it tells on every build how long its dictionary took
+    return config
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -34,11 +41,15 @@ def commands() -> str:
 def settings() -> str:
     """A table for each section of a config file."""
     parser = COMMANDS["pretrain"].parser()
-    return "\n\n".join(
+    tables = [
         f"### {group.title}\n\n{_table(parser, actions)}"
         for group in parser._action_groups
         if (actions := [action for action in _shown(group._group_actions) if _is_setting(action)])
-    )
+    ]
+    phase = ArgumentParser()
+    phase.add_config(PhaseConfig)
+    keys = [action for group in phase._action_groups for action in _shown(group._group_actions)]
+    return "\n\n".join([*tables, f"### schedule: keys of a phase\n\n{_table(phase, keys)}"]).replace("| `--", "| `")
 
 
 def recipes() -> str:
@@ -105,4 +116,6 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def _figure(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list):
+        return ", ".join(item.get("objective", str(item)) for item in value) or "none"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -27,7 +27,7 @@ import electra_fast
 from electra_fast.arguments import ArgumentParser, UsageError, nearest, underscored
 
 PROG = "electra-fast"
-RUN_OPTIONS = ("config", "resume", "overwrite")
+RUN_OPTIONS = ("config", "resume", "overwrite", "deterministic")
 
 
 class Command(NamedTuple):
@@ -390,14 +390,15 @@ def _prepare(args: Any, _: list[str]) -> int:
 def _data_parser() -> ArgumentParser:
     parser = _parser(
         "data",
-        "stats FOLDER [--png FILE] [--json]",
+        "stats FOLDER [--png FILE] [--overwrite] [--json]",
         "stats corpus",
         "stats corpus --png lengths.png",
         more="\n\nDocuments, tokens, unused entries of the vocabulary, the share of [UNK], lengths, and examples.",
     )
     parser.add_argument("action", type=str, choices=["stats"], metavar="stats", help="what to show: figures")
     parser.add_argument("folder", type=str, metavar="FOLDER", help="a prepared corpus")
-    parser.add_argument("--png", type=str, metavar="FILE", help="draw the documents' lengths into a new PNG file")
+    parser.add_argument("--png", type=str, metavar="FILE", help="draw the documents' lengths")
+    parser.add_argument("--overwrite", action="store_true", help="replace the picture if there is one")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     return parser
 
@@ -408,6 +409,8 @@ def _data(args: Any, _: list[str]) -> int:
     picture = None if args.png is None else Path(args.png)
     if picture is not None and (picture.suffix.lower() != ".png" or not picture.absolute().parent.is_dir()):
         raise UsageError(f"--png {picture}: name a file that ends in .png, in a folder that exists")
+    if picture is not None and picture.exists() and not args.overwrite:
+        raise UsageError(f"--png {picture} exists: name another file, or --overwrite to replace it")
     stats = corpus_stats(args.folder)
     if picture is not None:
         plot_lengths(args.folder, picture)
@@ -439,6 +442,7 @@ def _pretrain_parser() -> ArgumentParser:
     parser.add_argument("--config", type=str, metavar="FILE", help="a config file, or the name of a recipe")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
     parser.add_argument("--overwrite", action="store_true", help="delete the run that is in the output folder")
+    parser.add_argument("--deterministic", action="store_true", help="as --training.deterministic true")
     parser.add_config(PretrainConfig)
     return parser
 
@@ -450,13 +454,20 @@ def _pretrain(args: Any, given: list[str]) -> int:
     settings = {key: value for key, value in args.items() if key not in RUN_OPTIONS}
     if "config" not in args:
         raise UsageError(f"--config is missing: give a YAML file or a recipe ({', '.join(recipe_names())})")
+    if "deterministic" in args:
+        settings["training.deterministic"] = True
     resume, overwrite = "resume" in args, "overwrite" in args
     if resume and overwrite:
         raise UsageError("--resume goes on with a run and --overwrite deletes it: give one of them")
     config = read_config(args.config, settings)
 
+    from electra_fast.allocator import keep_freed_memory, return_freed_memory
     from electra_fast.pretraining.train import pretrain
 
+    if config.training.activation_checkpointing:
+        return_freed_memory()
+    else:
+        keep_freed_memory()
     result = pretrain(config, resume=resume, overwrite=overwrite)
     if result.interrupted_by:
         again = shlex.join(

@@ -3,6 +3,7 @@ code 2; and every folder as it was."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -120,6 +121,22 @@ def test_json_lines(refused, space: Path) -> None:
     ):
         (space / "a.jsonl").write_text('{"text": "the fox"}\n' + line + "\n")
         refused(prepare, "a.jsonl, line 2: ", expected)
+
+
+def test_inputs_of_other_formats(refused, space: Path) -> None:
+    prepare = ["prepare", "--tokenizer", "tokenizer", "--output", "new"]
+    (space / "a.txt.gz").write_bytes(gzip.compress(b"the fox\n" * 1000)[:-9])
+    for workers in ("1", "2"):
+        refused([*prepare, "text.txt", "a.txt.gz", "--workers", workers], "a.txt.gz is damaged", "get the file again")
+    refused(["tokenizer", "a.txt.gz", "--output", "new"], "a.txt.gz is damaged")
+    (space / "b.parquet").write_bytes(b"PAR1")
+    refused([*prepare, "b.parquet"], "b.parquet is damaged, or no Parquet file")
+    (space / "dump.xml").write_text("<mediawiki><page>")
+    refused([*prepare, "dump.xml"], "dump.xml is damaged, or no dump of a wiki")
+    refused([*prepare, "hf://a/b/c/d"], "expected hf://NAME")
+    refused([*prepare, "text.txt", "--format", "csv"], "format")
+    refused(["tokenizer", "text.txt", "--output", "new", "--type", "bpe", "--vocab_size", "80"], "vocab_size=80 cannot")
+    refused(["data", "stats", "no"], "no is no prepared corpus")
 
 
 def test_a_corpus_of_another_tokenizer(refused, space: Path) -> None:

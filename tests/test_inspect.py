@@ -19,6 +19,7 @@ from rich.console import Console
 
 from electra_fast.cli import main
 from electra_fast.data.tokenizer import train_wordpiece
+from electra_fast.data.tokenizer_training import TRAINERS
 from electra_fast.inspection import InspectedText, inspect_text, read_paragraphs, render
 from electra_fast.inspection_html import to_html, write_html
 from electra_fast.inspection_shades import SHADES, percent, printable, shade_index
@@ -86,6 +87,33 @@ def test_words_are_pieces_joined_as_typed(run: Path) -> None:
     assert list(empty.words()) == []
     assert any(len(probabilities) > 1 for _, probabilities in first.words())
     assert [p for _, ps in first.words() for p in ps] == first.probabilities
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_words_of_other_tokenizers(tmp_path: Path, kind: str) -> None:
+    """Their tokens hold the space before a word, or are one, and bytes of a character are tokens."""
+    (tmp_path / "text.txt").write_text("the quick fox jumps unbelievably (zwei), 漢字!\n" * 3, encoding="utf-8")
+    tokenizer = TRAINERS[kind](tmp_path / "text.txt", tmp_path, vocab_size=300)
+    config = transformers.ElectraConfig(
+        vocab_size=len(tokenizer), embedding_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.ElectraForPreTraining(config).save_pretrained(tmp_path)
+    text = "The  quick fox, unbelievably (zwei) 漢字 é !"
+    words = ["The", "quick", "fox", ",", "unbelievably", "(", "zwei", ")", "漢字", "é", "!"]
+    (item,) = inspect_text(tmp_path, [text])
+    assert [word for word, _ in item.words()] == words
+    assert item.tokens == tokenizer.tokenize(text)
+    assert [p for _, of_word in item.words() for p in of_word] == item.probabilities
+    rows = _printed([item], width=300, color_system=None).splitlines()
+    assert rows[0].split() == words
+    assert len(rows[1].split()) == len(words)
+    page = _Page(to_html([item], model="run"))
+    assert page.texts == [text]
+    assert len(page.words) == len(words)
+    long = inspect_text(tmp_path, [text * 20])[0]  # in parts
+    assert len(long.cuts) > 1
+    assert "".join(word for word, _ in long.words()) == "".join(words) * 20
 
 
 @pytest.mark.parametrize("width", [30, 200])

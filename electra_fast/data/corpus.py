@@ -232,18 +232,18 @@ class Corpus:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def read_spans(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The tokens of spans (int64 [n], lengths at least 1), one span after another, in the corpus's dtype.
+        """The tokens of spans (int64 [n] twice), one span after another, in the corpus's dtype.
 
         Raises IndexError for a span outside the corpus, as `read`.
         """
         if len(starts) == 0:
             return np.empty(0, self.dtype)
-        longest, first, last = int(lengths.max()), int(starts.min()), int(starts.max())
+        longest, first, last = max(1, int(lengths.max())), int(starts.min()), int(starts.max())
         index = bisect_right(self._starts, first) - 1
         if first < 0 or last + longest > self._starts[index + 1]:  # over the end of a shard: once in a while
             spans = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
             return np.concatenate([self.read(start, stop) for start, stop in spans])
-        # One copy a span, however short it is, and what is too much is dropped: far faster than an index for each token.
+        # One copy of the longest length for each span, and what is too much is dropped: an index a token takes longer.
         rows = sliding_window_view(self._shards[index], longest)[starts - self._starts[index]]
         return rows.ravel() if lengths.min() == longest else rows[np.arange(longest) < lengths[:, None]]
 

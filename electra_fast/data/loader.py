@@ -224,14 +224,15 @@ class BatchLoader:
 
     def _make_batch(self, sequences: Sequences, epoch: int, world_size: int) -> Batch:
         texts = self._first_ids[sequences.sources] + sequences.pieces  # names without the epoch
-        ids, lengths, units = self._read(sequences, texts)
+        drawn = None if self._two_segments is None else self._two_segments.draw(sequences.epochs, texts)
+        ids, lengths, units = self._read(sequences, None if drawn is None else drawn.targets - 3)
         if self.mask_units == "span":
             units = span_starts(units, lengths, seed=self.seed, epochs=sequences.epochs, sequence_ids=texts)
 
         begins = np.cumsum(lengths) - lengths  # [B], in ids
         cuts = lengths  # [B], tokens of the first segment
-        if self._two_segments is not None:
-            cuts = self._two_segments.cuts(ids, lengths, sequences.epochs, texts)
+        if drawn is not None:
+            cuts = self._two_segments.cuts(ids, lengths, drawn)
         has_two = cuts < lengths
         bounds = np.concatenate([[0], np.cumsum(lengths + 2 + has_two)])  # [B + 1]
         middles = (bounds[:-1] + 1 + cuts)[has_two]  # of sequences with two segments, the first [SEP]
@@ -264,7 +265,7 @@ class BatchLoader:
             max_seqlen=self.max_length,
             num_tokens=num_tokens,
         )
-        if self._two_segments is not None:
+        if drawn is not None:
             token_type_ids = np.zeros(width, np.int64)
             token_type_ids[aranges(middles + 1, bounds[1:][has_two] - middles - 1)] = 1
             batch = replace(batch, token_type_ids=torch.from_numpy(token_type_ids))
@@ -276,14 +277,19 @@ class BatchLoader:
             batch = replace(batch, unit_starts=torch.from_numpy(unit_starts))
         return batch
 
-    def _read(self, sequences: Sequences, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """The tokens of sequences, one after another [tokens]; their lengths [B]; where units begin, bool [tokens]."""
-        starts, lengths = np.empty((2, len(texts)), np.int64)
+    def _read(
+        self, sequences: Sequences, longest: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """The tokens of sequences, one after another [tokens]; their lengths [B]; where units begin, bool [tokens].
+
+        No more than `longest` (int64 [B]) of each.
+        """
+        starts, lengths = np.empty((2, len(sequences.pieces)), np.int64)
         of_source = [np.flatnonzero(sequences.sources == source) for source in range(len(self.corpora))]
         for pieces, here in zip(self._pieces, of_source, strict=True):
             starts[here], lengths[here] = pieces.spans(sequences.pieces[here])
-        if self._two_segments is not None:
-            lengths = self._two_segments.lengths(lengths, sequences.epochs, texts)
+        if longest is not None:
+            lengths = np.minimum(lengths, longest)
 
         parts = [self._read_corpus(i, starts[here], lengths[here]) for i, here in enumerate(of_source)]
         if len(parts) == 1:

@@ -35,8 +35,8 @@ class Prefetcher(Iterator[tuple[int, Batch]]):
         stop: the step after the last; None: there is none.
         rank, world_size: of the process.
         depth: how many batches are made ahead at most.
-        pin_memory: give batches in pinned memory, from which `Batch.to` copies while the GPU works; None: where there is
-            a GPU.
+        pin_memory: give batches in pinned memory, from which `Batch.to` copies while the GPU works; None: where
+            there is a GPU.
 
     Raises:
         ValueError: `depth` below 1.

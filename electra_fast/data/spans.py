@@ -17,8 +17,8 @@ def span_starts(
 ) -> np.ndarray:
     """Parts sequences into spans of whole words: bool [tokens], where a span begins.
 
-    A span has l words with probability ~ SPAN_P * (1 - SPAN_P)^(l - 1), l = 1 .. LONGEST_SPAN (3.8 on average); the last
-    of a sequence ends with it. Drawn from (seed, epoch, sequence id). `mask_tokens` then picks spans uniformly.
+    A span has l words with probability ~ SPAN_P * (1 - SPAN_P)^(l - 1), l = 1 .. LONGEST_SPAN (3.8 on average); a
+    sequence's last span ends with it. Drawn from (seed, epoch, sequence id). `mask_tokens` then picks spans uniformly.
 
     Args:
         word_starts: bool [tokens], of sequences one after another; the first token of each begins a word in any case.

@@ -47,9 +47,9 @@ class Stream(Protocol):
 class CorpusStream:
     """Epoch after epoch of one corpus, in each every piece once.
 
-    With `shuffle`, an epoch's order is a permutation of windows of WINDOW pieces and of the pieces within each, keyed by
-    (seed, epoch); without, the order of the corpus. `specials` tokens are added to each piece. Memory: the permutations
-    of the windows in use.
+    With `shuffle`, an epoch's order is a permutation of windows of WINDOW pieces and of the pieces in each, keyed
+    by (seed, epoch); without, the order of the corpus. `specials` tokens are added to each piece. Memory: the
+    permutations of the windows in use.
     """
 
     def __init__(self, pieces: DocumentPieces | JoinedPieces, *, specials: int, seed: int, shuffle: bool) -> None:

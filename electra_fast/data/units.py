@@ -42,8 +42,8 @@ class UnitFinder:
 
     A **word** is what the tokenizer splits text into before it looks for pieces (its word ids), further split where a
     piece says that a space came before it (byte-level BPE and metaspace). With the segmenter jieba, neighbouring
-    Chinese characters that are one Chinese word are one unit, as in HFL's whole-word masking. An **entity** is a unit of all
-    tokens that share a character with its span; the rest are words.
+    Chinese characters that are one Chinese word are one unit, as in HFL's whole-word masking. An **entity** is a unit
+    of all tokens that share a character with its span; the rest are words.
 
     Args:
         tokenizer: the one the encodings come from.

@@ -4,7 +4,7 @@ The model is p(x_t | the others) = exp(-E(x)_t), with E the discriminator's logi
 predict every token, and replaces some by noise. The discriminator then says of each token whether it is noise, and its
 answer has the logit log(k q) - log((n - k) exp(-E)) = log(k / (n - k)) + log q + E, where k of n tokens are noise. So q
 explains what it can, and E has to be right about the rest.
-Source: Clark et al. 2020, "Pre-Training Transformers as Energy-Based Cloze Models", section 2; google-research/electra,
+Source: Clark et al. 2020, "Pre-Training Transformers as Energy-Based Cloze Models"; google-research/electra,
 run_pretraining.py (`electric_objective`): k / n is `mask_prob`, the loss is over all tokens, [CLS] and [SEP] too.
 T tokens, B sequences, S length, E embedding.
 """
@@ -109,7 +109,7 @@ def pseudo_log_likelihood(
         input_ids: int64 [B, S]. attention_mask: [B, S], nonzero at real tokens; None: all are.
         special_token_ids: which count for nothing: [CLS], [SEP] and [MASK], that are never noise.
 
-    Source: Clark et al. 2020, "Pre-Training Transformers as Energy-Based Cloze Models", section 4.2.
+    Source: Clark et al. 2020, "Pre-Training Transformers as Energy-Based Cloze Models", on pseudo-log-likelihoods.
     """
     counted = ~torch.isin(input_ids, torch.tensor(special_token_ids, device=input_ids.device))
     if attention_mask is not None:

@@ -5,7 +5,7 @@ Without `flat` a layer does what transformers does. T tokens, H hidden, E embedd
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +15,13 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation
 
-from electra_fast.attention import attention
+from electra_fast.attention import attention, choose
+from electra_fast.models import blocks
 from electra_fast.models.gdes import DeltaEmbedding
+from electra_fast.ops._backends import missing, requested_backend
+from electra_fast.ops._register import is_watched
 from electra_fast.ops.embedding import embedding_layer_norm
-from electra_fast.ops.gelu import bias_gelu
-from electra_fast.ops.layer_norm import dropout_add_layer_norm, layer_norm
+from electra_fast.ops.layer_norm import MAX_WIDTH, dropout_add_layer_norm, layer_norm
 from electra_fast.packing import Packing
 
 # Hooks of these packages neither look at the shapes of hidden states nor change them.
@@ -103,12 +105,15 @@ class FlatLayer:
         """[1, T, H] -> [1, T, H], or [1, R, H] where `rows` [R] names the tokens that are wanted."""
         if flat is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        context = _attend(self.attention.self, hidden_states, flat, stream)
         row_ids = flat.row_ids
-        if rows is not None:
-            context, hidden_states = context.index_select(1, rows), hidden_states.index_select(1, rows)
-            row_ids = rows if row_ids is None else row_ids.index_select(0, rows)
-        hidden_states = _add_and_norm(self.attention.output, context, hidden_states, flat.seed, stream + 1, row_ids)
+        if rows is None and self._attention_is_block(hidden_states, flat):
+            hidden_states = self._attention_block(hidden_states, flat, stream)
+        else:
+            context = _attend(self.attention.self, hidden_states, flat, stream)
+            if rows is not None:
+                context, hidden_states = context.index_select(1, rows), hidden_states.index_select(1, rows)
+                row_ids = rows if row_ids is None else row_ids.index_select(0, rows)
+            hidden_states = _add_and_norm(self.attention.output, context, hidden_states, flat.seed, stream + 1, row_ids)
         chunk = self.chunk_size_feed_forward * flat.packing.batch_size  # as many tokens at once as in transformers
         if chunk == 0:
             return self._feed_forward(hidden_states, flat.seed, stream + 2, row_ids)
@@ -118,7 +123,75 @@ class FlatLayer:
         return torch.cat([self._feed_forward(x, flat.seed, stream + 2, names) for x, names in chunks], dim=1)
 
     def _feed_forward(self, x: Tensor, seed: Tensor | None, stream: int, row_ids: Tensor | None) -> Tensor:
-        return _add_and_norm(self.output, _intermediate(self.intermediate, x), x, seed, stream, row_ids)
+        up, output = self.intermediate.dense, self.output
+        if (
+            _trains_on_cpu(x, self.training)
+            and _is_gelu(self.intermediate.intermediate_act_fn)
+            and _are_plain((up, output.dense), output.LayerNorm, output.dropout)
+        ):
+            noise = _noise(output.dropout, seed, stream, row_ids)
+            return blocks.feed_forward_block(x.squeeze(0), up, output.dense, output.LayerNorm, noise).unsqueeze(0)
+        return _add_and_norm(output, _intermediate(self.intermediate, x), x, seed, stream, row_ids)
+
+    def _attention_is_block(self, hidden_states: Tensor, flat: FlatBatch) -> bool:
+        """Whether our own kernel attends, for training, and nothing is wrapped around the linear layers."""
+        module, output = self.attention.self, self.attention.output
+        return (
+            _trains_on_cpu(hidden_states, self.training)
+            and flat.backend is None
+            and not flat.is_causal
+            and _are_plain((module.query, module.key, module.value, output.dense), output.LayerNorm, output.dropout)
+            and is_plain(module.dropout, nn.Dropout)
+            and choose(hidden_states.device, hidden_states.dtype, module.attention_head_size, rate(module.dropout) > 0)
+            == blocks.BACKEND
+        )
+
+    def _attention_block(self, hidden_states: Tensor, flat: FlatBatch, stream: int) -> Tensor:
+        module, output, packing = self.attention.self, self.attention.output, flat.packing
+        attention = blocks.Attention(
+            module.num_attention_heads,
+            packing.cu_seqlens.contiguous(),
+            packing.max_seqlen,
+            module.scaling,
+            _noise(module.dropout, flat.seed, stream, flat.row_ids),
+        )
+        layers = module.query, module.key, module.value, output.dense
+        noise = _noise(output.dropout, flat.seed, stream + 1, flat.row_ids)
+        return blocks.attention_block(hidden_states.squeeze(0), layers, output.LayerNorm, attention, noise).unsqueeze(0)
+
+
+def _trains_on_cpu(hidden_states: Tensor, training: bool) -> bool:
+    """Whether `electra_fast.models.blocks` is to take the hidden states, as far as these are concerned.
+
+    In training mode also without gradients: reentrant checkpointing runs a layer so first, and must get the same bits.
+    """
+    return (
+        hidden_states.device.type == "cpu"
+        and hidden_states.dtype == torch.float32
+        and type(hidden_states) is Tensor
+        and (training or torch.is_grad_enabled())
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and requested_backend() in (None, blocks.BACKEND)
+        and missing("bias_gelu", blocks.BACKEND, hidden_states.device, hidden_states.dtype) is None
+        and not is_watched()
+    )
+
+
+def _are_plain(layers: Iterable[nn.Module], norm: nn.Module, dropout: nn.Module) -> bool:
+    """Whether a block can read the weights of these: linear layers, LayerNorm and dropout without anything special."""
+    if not (is_plain(norm, nn.LayerNorm) and is_plain(dropout, nn.Dropout) and norm.weight.shape[0] <= MAX_WIDTH):
+        return False
+    return norm.bias is not None and all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers)
+
+
+def _noise(dropout: nn.Dropout, seed: Tensor | None, stream: int, row_ids: Tensor | None) -> blocks.Noise:
+    p = rate(dropout)
+    return blocks.Noise(p, seed, stream, row_ids) if p > 0 else blocks.Noise(0.0, None, stream, None)
+
+
+def _is_gelu(activation: nn.Module) -> bool:
+    return type(activation) is GELUActivation and activation.act is F.gelu and not _has_hooks(activation)
 
 
 def _attend(module: nn.Module, hidden_states: Tensor, flat: FlatBatch, stream: int) -> Tensor:
@@ -158,22 +231,18 @@ def _projections(module: nn.Module, hidden_states: Tensor) -> tuple[Tensor, ...]
 
 
 def _intermediate(module: nn.Module, hidden_states: Tensor) -> Tensor:
-    """transformers' Intermediate: a linear layer and its activation, on a CPU with fewer passes over the memory."""
+    """transformers' Intermediate: a linear layer and its activation; oneDNN does both in one pass where it can."""
     dense, activation = module.dense, module.intermediate_act_fn
     if (
-        torch.compiler.is_compiling()  # whose compiler makes this choice itself
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()  # whose compiler makes this choice itself
         or hidden_states.device.type != "cpu"
         or hidden_states.dtype != torch.float32
         or torch.is_autocast_enabled("cpu")
-        or not (type(activation) is GELUActivation and activation.act is F.gelu and not _has_hooks(activation))
+        or not _is_gelu(activation)
         or not is_plain(dense, nn.Linear)
+        or not torch.backends.mkldnn.is_available()
     ):
-        return module(hidden_states)
-    if torch.is_grad_enabled():
-        if dense.bias is None:
-            return module(hidden_states)
-        return bias_gelu(F.linear(hidden_states, dense.weight), dense.bias)
-    if not torch.backends.mkldnn.is_available():
         return module(hidden_states)
     return torch.ops.mkldnn._linear_pointwise(hidden_states, dense.weight, dense.bias, "gelu", [], "none")
 

@@ -37,7 +37,7 @@ class JointPreTrainingOutput(ModelOutput):
     """
 
     loss: Tensor | None = None  # the weighted sum of the losses that are trained
-    generator_loss: Tensor | None = None  # nats per masked token
+    generator_loss: Tensor | None = None  # nats per masked token; of `electric` per token but [CLS] and [SEP]
     discriminator_loss: Tensor | None = None  # nats per token
     mlm_loss: Tensor | None = None  # nats per masked token, of the discriminator's encoder
     masked: MaskedTokens | None = None

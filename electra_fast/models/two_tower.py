@@ -20,9 +20,9 @@ from electra_fast.ops.random import sequence_of_tokens
 class TwoTowerGenerator(nn.Module):
     """A left-to-right and a right-to-left transformer, whose states on both sides of a token predict it.
 
-    Source: Clark et al. 2020, "Pre-Training Transformers as Energy-Based Cloze Models", section 2.3; google-research/
-    electra, run_pretraining.py (`TwoTowerClozeTransformer`). There the states beyond a sequence's ends are those of its
-    other end, by which its first and last token see themselves; here they are zeros.
+    Source: Clark et al. 2020, "Pre-Training Transformers as Energy-Based Cloze Models", on the noise distribution;
+    google-research/electra, run_pretraining.py (`TwoTowerClozeTransformer`). There the states beyond a sequence's ends
+    are those of its other end, by which its first and last token see themselves; here they are zeros.
 
     `config` is the size of each tower. Embeddings and the projection onto the vocabulary are the caller's.
     """

@@ -79,9 +79,10 @@ def evaluate(
         Of the generator: generator_loss, unigram_loss (nats per masked token: the generator's, and the cross-entropy of
         the same tokens under `unigram`), generator_accuracy (argmax), sampled_accuracy. For "mlm" they are those of the
         discriminator's encoder, and the first and the third are called mlm_loss and mlm_accuracy.
-        Of the discriminator, but for "generator" and "mlm": discriminator_loss (nats per token), accuracy, precision, recall, auc
-        (of the generator's corruptions, over all real tokens as in the original), maskable_auc (the same without [CLS]
-        and [SEP], which are never replaced) and unigram_auc (the same positions filled from the token frequencies).
+        Of the discriminator, but for "generator" and "mlm": discriminator_loss (nats per token), accuracy, precision,
+        recall, auc (of the generator's corruptions, over all real tokens as in the original), maskable_auc (the same
+        without [CLS] and [SEP], which are never replaced) and unigram_auc (the same positions filled from the token
+        frequencies).
         "electric" has loss, generator_loss (nats per predicted token), discriminator_loss and auc (noise or not).
     """
     was_training = model.training

@@ -50,7 +50,7 @@ class Progress:
 
     def observe(self, loss: float) -> None:
         """Take note of an evaluation."""
-        if self.best_loss is None or loss < self.best_loss:
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_loss, self.evaluations_since_best = loss, 0
         else:
             self.evaluations_since_best += 1

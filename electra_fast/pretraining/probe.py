@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from electra_fast.models import ElectraForPreTraining, ElectraForSequenceClassification
+from electra_fast.models.gdes import folded
 from electra_fast.pretraining.config import ConfigError, ProbeConfig
 
 PROBE_SEED = 20200324  # the same for every run, so that runs compare
@@ -98,7 +99,7 @@ class Probe:
         config = discriminator.config.__class__.from_dict(discriminator.config.to_dict() | {"dtype": "float32"})
         config.num_labels = self.num_labels
         model = ElectraForSequenceClassification(config).to(device).train()
-        model.electra.load_state_dict(discriminator.electra.state_dict())
+        model.electra.load_state_dict(folded(discriminator.electra))
         rows, size = len(self.train.input_ids), self.settings.batch_size
         steps = self.settings.epochs * math.ceil(rows / size)
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.settings.lr, weight_decay=0.0)

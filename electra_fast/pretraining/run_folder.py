@@ -21,7 +21,9 @@ RUN_CONTENT = (
     "curves.png",
     "discriminator",
     "generator",
+    "mlm",
     "electra_fast.json",
+    "electra_fast.safetensors",
     "tensorboard",
     "wandb",
 )

@@ -228,9 +228,8 @@ def _pretrain(
         if metrics is None and held_out:  # resumed after the last step
             metrics = held_out.evaluate(model, phases[-1].objective)
         masters.export()
-        model.save_pretrained(output)
-        for tower in ("discriminator", "generator"):
-            save_tokenizer(tokenizer, output / tower)
+        for folder in model.save_pretrained(output):
+            save_tokenizer(tokenizer, folder)
         plot_curves(output / "metrics.jsonl", output / "curves.png")
     return PretrainResult(output, now.step, None, metrics)
 

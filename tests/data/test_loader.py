@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 
 from electra_fast.data import streams
 from electra_fast.data.corpus import Corpus
-from electra_fast.data.loader import Batch, BatchLoader
+from electra_fast.data.loader import Batch, BatchLoader, CurriculumLoader, open_loader
 from electra_fast.data.pieces import MIN_PIECE
 from electra_fast.data.prepare import prepare
 from electra_fast.data.segments import SENTENCE_ENDS
+from electra_fast.data.streams import quotas, shares_by_size
+from electra_fast.pretraining.config import CorpusConfig, DataConfig, StageConfig
 from tests.data.plain_loader import PlainLoader
 from tests.data.texts import random_documents, write_text
 
@@ -241,3 +244,210 @@ def test_batches_are_those_of_the_plain_loader(make_corpora, tokenizer, rng_seed
                         continue
                     expected = plain.batch(step, rank, world_size)
                     assert_as_plain(loader.batch(step, rank, world_size), expected, options)
+
+
+def test_a_sequence_may_be_the_separator_of_two_joined_documents(make_corpus) -> None:
+    corpus = make_corpus(["a b", "c"])
+    options = {"max_length": 3, "batch_size": 1, "join_documents": True, "shuffle": False}
+    plain, loader = PlainLoader([corpus], window=16, block=64, **options), BatchLoader(corpus, **options)
+    assert loader.num_sequences == 4
+    for step in range(4):
+        assert loader.batch(step).input_ids.tolist() == plain.batch(step)["input_ids"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_any_mode_is_a_pure_function_of_the_step(make_corpora, rng_seed: int, small_windows: int, count: int) -> None:
+    g = np.random.default_rng(rng_seed)
+    corpora = make_corpora(g, count, units=["word"])
+    for _ in range(4):
+        options = random_options(g, count)
+        print(options)
+        loader = BatchLoader(corpora, **options)
+        forward = [loader.batch(step) for step in range(25)]
+        for step in g.permutation(25)[:8].tolist():
+            assert_equal(loader.batch(step), forward[step])
+            anew = [Corpus.open(corpus.folder) for corpus in corpora]
+            assert_equal(BatchLoader(anew, **options).batch(step), forward[step])
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_batches_of_tokens_hold_every_piece_once(make_corpora, rng_seed: int, small_windows: int, joined: bool) -> None:
+    g = np.random.default_rng(rng_seed)
+    [corpus] = make_corpora(g, 1)
+    length, fixed = int(g.integers(3, 40)), bool(g.random() < 0.5)
+    batch_tokens = int(length * g.uniform(2, 6))
+    options = {"max_length": length, "seed": rng_seed, "join_documents": joined, "fixed_shapes": fixed}
+    loader = BatchLoader(corpus, batch_tokens=batch_tokens, **options)
+    ids, steps = [], int(3 * loader.steps_per_epoch)
+    for step in range(steps + 1):
+        batch = loader.batch(step)
+        assert loader.place(step) == len(ids)
+        ids += batch.sequence_ids[: int((batch.cu_seqlens.diff() > 0).sum())].tolist()
+        if fixed:
+            assert batch.input_ids.shape == (batch_tokens,)
+            assert len(batch.sequence_ids) % 64 == 0
+            assert not batch.input_ids[batch.num_tokens :].any()  # the padding's id is 0
+        else:
+            assert batch.num_tokens < batch_tokens + length
+    n = loader.num_sequences
+    assert len(ids) >= 3 * n
+    assert all(sorted(ids[i * n : (i + 1) * n]) == list(range(n)) for i in range(3))
+
+
+def test_a_mixture_holds_its_shares_exactly_and_every_epoch_of_each_corpus(make_corpora, rng_seed: int) -> None:
+    g = np.random.default_rng(rng_seed)
+    corpora = make_corpora(g, 3)
+    loader = BatchLoader(corpora, max_length=16, batch_size=streams.BLOCK // 16, seed=rng_seed, weights=[5, 3, 2])
+    sizes = [BatchLoader(corpus, max_length=16, batch_size=1).num_sequences for corpus in corpora]
+    total = sum(sizes)
+    assert loader.num_sequences == total
+    ids = np.concatenate([loader.batch(step).sequence_ids for step in range(16)])
+    assert len(np.unique(ids)) == len(ids)  # never the same name twice, and so never the same masks
+    source = np.searchsorted(np.cumsum(sizes), ids % total, side="right")
+    counts = np.bincount(source, minlength=3)
+    assert counts.tolist() == [32768, 19661, 13107]
+    for i, size in enumerate(sizes):
+        mine = ids[source == i]
+        epochs = mine // total
+        assert (np.diff(epochs) >= 0).all()
+        for epoch in range(int(epochs.max())):
+            pieces = mine[epochs == epoch] - epoch * total - sum(sizes[:i])
+            assert sorted(pieces.tolist()) == list(range(size))
+    # Well mixed: hypergeometric, 4,096 of 65,536; seven deviations are passed once in 10^11 runs.
+    share = counts[0] / len(ids)
+    deviation = (4096 * share * (1 - share) * (1 - 1 / 16)) ** 0.5
+    for part in np.split(source == 0, 16):
+        assert abs(part.sum() - 4096 * share) < 7 * deviation
+
+
+def test_shares_and_quotas(rng_seed: int) -> None:
+    assert shares_by_size([100, 50, 1], 1.0) == [1.0, 0.5, 0.01]
+    assert shares_by_size([100, 50, 1], 0.0) == [1, 1, 1]
+    exact = np.array([9e9, 3e7, 20.0]) ** 0.3
+    np.testing.assert_allclose(np.divide(*shares_by_size([9_000_000_000, 30_000_000], 0.3)), exact[0] / exact[1])
+    assert quotas([1, 1, 1], 64) == [22, 21, 21]
+    assert quotas([1e-9, 1, 1e-9], 64) == [1, 62, 1]  # nobody is left out
+    g = np.random.default_rng(rng_seed)
+    for _ in range(200):
+        shares = g.random(int(g.integers(1, 20))) + 0.05
+        counts = quotas(shares.tolist(), 65_536)
+        assert sum(counts) == 65_536
+        assert np.abs(counts - 65_536 * shares / shares.sum()).max() < 1
+
+
+def test_a_curriculum_goes_from_stage_to_stage(make_corpora, rng_seed: int, small_windows: int) -> None:
+    g = np.random.default_rng(rng_seed)
+    [corpus] = make_corpora(g, 1, units=["word"])
+    data = DataConfig(
+        train=str(corpus.folder),
+        valid=str(corpus.folder),
+        max_length=8,
+        batch_size=3,
+        mask_units="word",
+        curriculum=[
+            StageConfig(steps=5),
+            StageConfig(steps=4, max_length=20, batch_tokens=50),
+            StageConfig(steps=6, batch_size=7),  # goes on where the first ended, in larger batches
+            StageConfig(max_length=20, batch_size=2),  # and this one where the second did
+        ],
+    )
+    loader = open_loader(data, rng_seed)
+    assert isinstance(loader, CurriculumLoader)
+    common = {"window": 16, "block": 64, "seed": rng_seed, "mask_units": "word"}
+    short = PlainLoader([corpus], max_length=8, batch_size=1, **common)
+    long = PlainLoader([corpus], max_length=20, batch_size=1, **common)
+    by_tokens = PlainLoader([corpus], max_length=20, batch_tokens=50, **common)
+    seen = {"short": 0, "long": 0}
+    for step in range(20):
+        name, plain = ("short", short) if step < 5 or 9 <= step < 15 else ("long", long)
+        count = 3 if step < 5 else len(by_tokens.places(step - 5)) if step < 9 else 7 if step < 15 else 2
+        batch = loader.batch(step)
+        assert batch.max_seqlen == plain.max_length
+        parts = [plain.batch(seen[name] + i) for i in range(count)]
+        assert batch.input_ids.tolist() == [token for part in parts for token in part["input_ids"]]
+        assert batch.sequence_ids.tolist() == [part["sequence_ids"][0] for part in parts]
+        assert batch.unit_starts.tolist() == [starts for part in parts for starts in part["unit_starts"]]
+        assert batch.epoch == parts[0]["epoch"]
+        ranks = [loader.batch(step, rank, 2) for rank in range(2)]
+        assert [s for part in ranks for s in sequences(part)] == sequences(batch)
+        seen[name] += count
+    assert_equal(open_loader(data, rng_seed).batch(16), loader.batch(16))  # as a resumed run begins
+    held_out = open_loader(data, rng_seed, held_out=True)
+    expected = BatchLoader(corpus, max_length=20, batch_tokens=50, shuffle=False, mask_units="word")
+    assert_equal(held_out.batch(0), expected.batch(0))
+
+
+def test_a_configuration_opens_its_loader(make_corpora, rng_seed: int, small_windows: int) -> None:
+    g = np.random.default_rng(rng_seed)
+    corpora = make_corpora(g, 2)
+    paths = [str(corpus.folder) for corpus in corpora]
+    data = DataConfig(
+        mixture=[CorpusConfig(path=paths[0], weight=1.0), CorpusConfig(path=paths[1], weight=3.0)],
+        max_length=12,
+        batch_tokens=100,
+        fixed_shapes=True,
+        segments=2,
+        join_documents=True,
+    )
+    options = {"max_length": 12, "batch_tokens": 100, "fixed_shapes": True, "segments": 2, "join_documents": True}
+    expected = BatchLoader(corpora, weights=[1.0, 3.0], seed=rng_seed, **options)
+    assert_equal(open_loader(data, rng_seed).batch(3), expected.batch(3))
+    weighted = replace(data, mixture=[CorpusConfig(path=path) for path in paths], alpha=0.3)
+    expected = BatchLoader(corpora, alpha=0.3, seed=rng_seed, **options)
+    assert_equal(open_loader(weighted, rng_seed).batch(3), expected.batch(3))
+    single = DataConfig(train=paths[0])
+    assert open_loader(single, 0).content_hash == corpora[0].meta.content_hash()
+    path = corpora[1].folder / corpora[1].meta.shards[0].file
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+        open_loader(data, rng_seed)
+
+
+def test_corpora_of_two_tokenizers_are_not_mixed(tmp_path: Path, tokenizer, make_corpus) -> None:
+    first = make_corpus(["ba de ki"])
+    other = type(tokenizer)(vocab=tokenizer.get_vocab(), do_lower_case=False)
+    prepare([tmp_path / "source.txt"], other, tmp_path / "other", progress=False)
+    with pytest.raises(ValueError, match=r"other was prepared with another tokenizer than .*corpus: prepare it again"):
+        BatchLoader([first, Corpus.open(tmp_path / "other")], batch_size=1, max_length=8)
+    for options, message in (
+        ({"weights": [1.0]}, "1 weights for 2 corpora"),
+        ({"weights": [1.0, 0.0]}, "weights must be positive numbers"),
+        ({"shuffle": False}, "only one corpus can be read in its order"),
+        ({"segments": 3}, "segments must be 1 or 2"),
+        ({"segments": 2, "max_length": 7}, "max_length must be at least 8 for two segments"),
+        ({"mask_units": "letter"}, "mask_units must be one of token, word, span, entity"),
+        ({"batch_tokens": 20}, "give batch_size or batch_tokens, one of the two"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            BatchLoader([first, first], **({"batch_size": 1, "max_length": 8} | options))
+    for stages, message in (
+        ([(None, "loader"), (None, "loader")], "every stage but the last needs its steps"),
+        ([(3, "loader")], "the last goes on for ever"),
+        ([(0, "loader"), (None, "loader")], "at least one step"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CurriculumLoader(stages)
+
+
+def test_two_segments_have_the_shares_of_the_original(make_corpus, rng_seed: int) -> None:
+    """On long text: 10% of one segment, 5% cut to a random length; limits that are passed once in 10^9 runs."""
+    g = np.random.default_rng(rng_seed)
+    words = g.choice(["ba", "de", "ki", "lo."], 60_000)
+    corpus = make_corpus([" ".join(words)])
+    loader = BatchLoader(corpus, batch_size=1000, max_length=40, segments=2, seed=rng_seed)
+    batches = [loader.batch(step) for step in range(int(loader.steps_per_epoch))]
+    lengths = np.concatenate([batch.cu_seqlens.diff() for batch in batches])
+    second = np.concatenate([np.add.reduceat(b.token_type_ids.numpy(), b.cu_seqlens[:-1].numpy()) for b in batches])
+    count = len(lengths)
+    assert count > 1500
+
+    def near(observed: int, share: float) -> bool:
+        return abs(observed - count * share) < 6.2 * (count * share * (1 - share)) ** 0.5 + 1
+
+    # Full pieces are 40 tokens, or 39 in one segment; of 36 lengths drawn at random, four can't be told from these.
+    assert near(int((lengths < 37).sum()), 0.05 * 32 / 36)
+    assert int((second == 0).sum()) / count > 0.1 - 6.2 * (0.09 / count) ** 0.5
+    assert (lengths.max(), lengths.min() >= 4) == (40, True)
+    ratio = (second / lengths)[(lengths > 36) & (second > 0)]
+    assert abs(ratio.mean() - 0.5) < 0.03  # near the middle, at the end of a sentence
+    assert 0.02 < ratio.std() < 0.2

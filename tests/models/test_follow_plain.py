@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from benchmarks import plain, plain_energy
@@ -11,7 +13,8 @@ from electra_fast.data.loader import BatchLoader
 from electra_fast.data.prepare import prepare
 from electra_fast.data.tokenizer import train_wordpiece
 from electra_fast.pretraining.config import OptimizerConfig
-from tests.follow import follow, write_text
+from tests.follow import Step, follow, write_text
+from tests.scripts import follow_plain
 
 TIES = ("shared", "untied", "all", "gdes")
 OBJECTIVES = ("joint", "generator", "discriminator", "mlm", "electric", "adversarial")
@@ -26,7 +29,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return Corpus.open(folder / "corpus")
 
 
-def model_of(corpus: Corpus, *, layers: int, hidden_size: int, tie: str = "shared", **options) -> object:
+def model_of(
+    corpus: Corpus, *, layers: int, hidden_size: int, tie: str = "shared", **options
+) -> ElectraForJointPreTraining:
     """Without dropout; the generator is half as wide, unless it is the discriminator's encoder."""
     meta = corpus.meta
     widths = (hidden_size, hidden_size) if tie == "all" else (hidden_size // 2, hidden_size)
@@ -51,40 +56,48 @@ def model_of(corpus: Corpus, *, layers: int, hidden_size: int, tie: str = "share
     )
 
 
+def settings(warmup_steps: int) -> OptimizerConfig:
+    # Decay a hundred times the recipe's, since in so few steps nobody would miss the recipe's.
+    return OptimizerConfig(lr=1e-3, warmup_steps=warmup_steps, weight_decay=1.0)
+
+
+def largest_deviation(steps: list[Step]) -> float:
+    deviations = [step.deviation() for step in steps]
+    print(f"largest deviation {max(deviations):.2e} at step {deviations.index(max(deviations))}: {steps[-1]}")
+    return max(deviations)
+
+
 def test_four_layers_follow_the_plain_implementation_for_60_steps(corpus, rng_seed):
+    """0.1% is promised. What is asked for is 40 times what rounding gives (2.4e-7), so that no small mistake hides."""
     model = model_of(corpus, layers=4, hidden_size=64)
     loader = BatchLoader(corpus, batch_size=8, max_length=48, seed=rng_seed)
-    settings = OptimizerConfig(lr=1e-3, warmup_steps=10)
-    steps = list(follow(model, loader, settings, 60, seed=rng_seed))
-    deviations = [step.deviation() for step in steps]
-    print("largest", max(deviations), "at", deviations.index(max(deviations)), steps[0], steps[-1])
-    assert max(deviations) <= 1e-3, deviations
+    steps = list(follow(model, loader, settings(warmup_steps=10), 60, seed=rng_seed))
+    assert largest_deviation(steps) <= 1e-5
     # It was training, of both towers: the loss of the text's tokens falls from log(1000).
     assert steps[-1].ours["generator_loss"] < steps[0].ours["generator_loss"] - 0.5
-    assert steps[-1].ours["discriminator_loss"] < 0.6 * steps[0].ours["discriminator_loss"]
+    assert steps[-1].ours["discriminator_loss"] < 0.75 * steps[0].ours["discriminator_loss"]
 
 
-@pytest.mark.parametrize("objective", [*OBJECTIVES, "alternate"])
-@pytest.mark.parametrize("tie", TIES)
+CASES = [(objective, tie) for objective in OBJECTIVES for tie in TIES] + [("alternate", "untied")]
+
+
+@pytest.mark.parametrize(("objective", "tie"), CASES)
 def test_an_objective_follows_its_plain_version_for_20_steps(objective, tie, corpus, rng_seed):
-    if objective == "alternate" and tie != "untied":
-        pytest.skip("towers that take turns share nothing")
     names = [objective] if objective in OBJECTIVES else ["generator", "generator", "discriminator"]
-    model = model_of(corpus, layers=2, hidden_size=32, tie=tie, objectives=set(names))
+    model = model_of(corpus, layers=2, hidden_size=32, tie=tie, objectives=sorted(set(names)))
     loader = BatchLoader(corpus, batch_size=4, max_length=32, seed=rng_seed)
-    settings = OptimizerConfig(lr=1e-3, warmup_steps=4)
-    make_plain = plain_energy.from_joint if objective in ("electric", "adversarial") else plain.from_joint
-    steps = list(
-        follow(
-            model,
-            loader,
-            settings,
-            20,
-            seed=rng_seed,
-            objective=lambda step: names[step % len(names)],
-            reference=make_plain(model),
-        )
+    steps = follow(
+        model,
+        loader,
+        settings(warmup_steps=4),
+        20,
+        seed=rng_seed,
+        objective=lambda step: names[step % len(names)],
+        reference=(plain_energy if objective in ("electric", "adversarial") else plain).from_joint(model),
     )
-    deviations = [step.deviation() for step in steps]
-    print("largest", max(deviations), "at", deviations.index(max(deviations)), steps[0], steps[-1])
-    assert max(deviations) <= 1e-3, deviations
+    assert largest_deviation(list(steps)) <= 1e-5
+
+
+@pytest.mark.skipif(os.environ.get("ELECTRA_FAST_TEST_ALL") != "1", reason="takes 15 minutes: ELECTRA_FAST_TEST_ALL=1")
+def test_electra_small_follows_the_plain_implementation_for_300_steps():
+    assert follow_plain.main(["--steps", "300", "--within", "0.005"]) == 0

@@ -136,6 +136,7 @@ def count_calls(replace: Callable[[ModuleType, str, Any], None]) -> dict[str, in
 
     replace(tower, "encode", counted("encode", tower.encode))
     replace(layers, "_attend", counted("_attend", layers._attend))
+    replace(layers.FlatLayer, "_attention_block", counted("_attend", layers.FlatLayer._attention_block))
     return counts
 
 

@@ -15,9 +15,8 @@ from electra_fast.pretraining.build import build_model
 from electra_fast.pretraining.config import ConfigError
 from electra_fast.pretraining.config_file import read_config
 from electra_fast.pretraining.metrics import read_metrics
-from electra_fast.pretraining.precision import MasterWeights
 from electra_fast.pretraining.throughput import step_flops
-from electra_fast.pretraining.train import _Gradients, pretrain
+from electra_fast.pretraining.train import pretrain
 from tests.pretraining.test_phases import assert_same_end, interrupt_after
 
 SCHEDULE = "[{objective: electric, steps: 4}, {objective: adversarial, steps: 4}, {steps: 3}]"
@@ -36,7 +35,7 @@ def test_a_run_cut_anywhere_ends_with_the_same_bits(tmp_path, quick_config, monk
     rows = read_metrics(whole / "metrics.jsonl")
     losses = {"generator_loss", "discriminator_loss"}
     for row in rows:
-        trained = {"policy_loss", "baseline_loss"} if row["objective"] == "adversarial" else set()
+        trained = {"policy_loss", "baseline_loss", "reward"} if row["objective"] == "adversarial" else set()
         assert losses | (trained if row["kind"] == "train" else set()) <= row.keys(), row
     model = ElectraForJointPreTraining.from_pretrained(whole)
     assert set(model.objectives) == {"electric", "adversarial", "joint"}
@@ -53,30 +52,6 @@ def test_sixteen_bits_follow_thirty_two(tmp_path, quick_config):
     for whole, half in zip(*rows, strict=True):
         for name in ("generator_loss", "discriminator_loss"):
             assert half[name] == pytest.approx(whole[name], rel=1e-2)
-
-
-@pytest.mark.parametrize("objective", ["electric", "adversarial"])
-def test_gradients_are_those_of_the_unsplit_batch(objective, tmp_path, quick_config, corpus, rng_seed):
-    """Without dropout of attention, which in the two towers goes by PyTorch's generator."""
-    settings = {"schedule": [{"objective": objective}], "model.attention_probs_dropout_prob": 0.0}
-    config = quick_config(tmp_path, **settings)
-    train = Corpus.open(corpus / "train")
-    torch.manual_seed(rng_seed)
-    model = build_model(config, train.meta).train()
-    masters = MasterWeights(model, torch.float32)
-    batch = BatchLoader(train, batch_size=24, max_length=24, seed=rng_seed).batch(rng_seed % 1000)
-    results = []
-    for max_tokens in (None, 24, 97):
-        run = _Gradients(model, model, masters, config, torch.device("cpu"))
-        run.max_tokens = max_tokens
-        run.compute(5, batch, objective, torch.ones(()))
-        results.append({name: p.grad for name, p in masters.named_parameters() if p.grad is not None})
-    whole, *others = results
-    largest = max(float(gradient.abs().max()) for gradient in whole.values())
-    for gradients in others:
-        assert gradients.keys() == whole.keys()
-        for name, gradient in gradients.items():
-            assert float((gradient - whole[name]).abs().max()) <= 2e-5 * largest, name
 
 
 def test_flops_are_what_pytorch_counts(tmp_path, quick_config, corpus, rng_seed):

@@ -36,10 +36,10 @@ def task(tmp_path_factory):
 def make(task, corpus, quick_config, tmp_path):
     """make(kind, dtype): a probe of the task, and the towers of a fresh model."""
 
-    def made(kind: str, dtype: torch.dtype = torch.float32, **settings):
+    def made(kind: str, dtype: torch.dtype = torch.float32, tie: str = "shared", **settings):
         train = Corpus.open(corpus / "train")
         torch.manual_seed(3)
-        model = build_model(quick_config(tmp_path), train.meta).train()
+        model = build_model(quick_config(tmp_path, **{"model.tie": tie}), train.meta).train()
         MasterWeights(model, dtype)
         config = ProbeConfig(train=str(task / "train.tsv"), valid=str(task / "valid.tsv"), kind=kind, **settings)
         return Probe.open(config, train.load_tokenizer(), 24), model
@@ -47,10 +47,17 @@ def make(task, corpus, quick_config, tmp_path):
     return made
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("kind", "settings"), [("linear", {}), ("finetune", {"epochs": 12, "lr": 5e-3})])
-def test_a_task_that_words_tell_is_learned_and_nothing_else_changes(make, kind, settings, dtype):
-    probe, model = make(kind, dtype, **settings)
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tie", "settings"),
+    [
+        ("linear", torch.float32, "shared", {}),
+        ("linear", torch.bfloat16, "gdes", {}),
+        ("finetune", torch.float32, "gdes", {"epochs": 10, "lr": 5e-3}),
+        ("finetune", torch.bfloat16, "shared", {"epochs": 10, "lr": 5e-3}),
+    ],
+)
+def test_a_task_that_words_tell_is_learned_and_nothing_else_changes(make, kind, dtype, tie, settings):
+    probe, model = make(kind, dtype, tie, **settings)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     torch.manual_seed(11)
     expected = torch.rand(5)
