@@ -156,6 +156,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         if found != expected:
             name = next(name for name in {**found, **expected} if found.get(name) != expected.get(name))
             there, here = found.get(name, "missing"), expected.get(name, "missing")
+            name = name if name in expected else shown(name)
             raise CheckpointError(f"{path / file} is of another model: {name} is {there} there and {here} here")
     with torch.no_grad():
         for file, tensors in targets.items():
