@@ -331,9 +331,10 @@ void call_bias_gelu(std::uintptr_t x, std::uintptr_t bias, std::int64_t rows, st
 
 template <class T>
 void call_bias_gelu_backward(std::uintptr_t dy, std::uintptr_t x, std::uintptr_t bias, std::int64_t rows,
-                             std::int64_t width, std::uintptr_t dx, std::uintptr_t dbias, int threads) {
+                             std::int64_t width, std::uintptr_t dx, std::uintptr_t dbias, std::uintptr_t y,
+                             int threads) {
   const electra_fast::BiasGELUBackward<T> call{
-      at<const T>(dy), at<const T>(x), at<const float>(bias), rows, width, at<T>(dx), at<float>(dbias)};
+      at<const T>(dy), at<const T>(x), at<const float>(bias), rows, width, at<T>(dx), at<float>(dbias), at<T>(y)};
   const py::gil_scoped_release unlocked;
   electra_fast::bias_gelu_backward(call, threads);
 }
@@ -345,7 +346,7 @@ void bind_gelu(py::module_& module) {
   };
   const auto backward = [&module](const char* name, auto* function) {
     module.def(name, function, py::kw_only(), py::arg("dy"), py::arg("x"), py::arg("bias"), py::arg("rows"),
-               py::arg("width"), py::arg("dx"), py::arg("dbias"), py::arg("threads"));
+               py::arg("width"), py::arg("dx"), py::arg("dbias"), py::arg("y") = 0, py::arg("threads"));
   };
   forward("bias_gelu_float32", call_bias_gelu<float>);
   forward("bias_gelu_bfloat16", call_bias_gelu<electra_fast::bfloat16>);

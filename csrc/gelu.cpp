@@ -46,9 +46,10 @@ ELECTRA_FAST_INLINE void forward_row(const float* x, const float* bias, std::int
   }
 }
 
-// One row, whose dx is added to `dbias`; dx may be x.
+// One row, whose dx is added to `dbias`; dx may be dy or x, and y, where it is wanted, x.
+template <bool kNeedsY>
 ELECTRA_FAST_INLINE void backward_row(const float* dy, const float* x, const float* bias, std::int64_t width, float* dx,
-                                      float* dbias) {
+                                      float* dbias, [[maybe_unused]] float* y) {
 #pragma omp simd
   for (std::int64_t i = 0; i < width; ++i) {
     const float u = x[i] + bias[i];
@@ -56,6 +57,7 @@ ELECTRA_FAST_INLINE void backward_row(const float* dy, const float* x, const flo
     const float gradient = dy[i] * (at.integral + u * at.density);
     dbias[i] += gradient;
     dx[i] = gradient;
+    if constexpr (kNeedsY) y[i] = u * at.integral;
   }
 }
 
@@ -70,15 +72,19 @@ ELECTRA_FAST_INLINE void forward_row(const bfloat16* x, const float* bias, std::
   }
 }
 
+template <bool kNeedsY>
 ELECTRA_FAST_INLINE void backward_row(const bfloat16* dy, const bfloat16* x, const float* bias, std::int64_t width,
-                                      bfloat16* dx, float* dbias) {
+                                      bfloat16* dx, float* dbias, [[maybe_unused]] bfloat16* y) {
   float tile[kTile], upstream[kTile];
   for (std::int64_t begin = 0; begin < width; begin += kTile) {
     const std::int64_t n = std::min(kTile, width - begin);
     for (std::int64_t i = 0; i < n; ++i) tile[i] = load(x + begin + i);
     for (std::int64_t i = 0; i < n; ++i) upstream[i] = load(dy + begin + i);
-    backward_row(upstream, tile, bias + begin, n, tile, dbias + begin);
-    for (std::int64_t i = 0; i < n; ++i) store(dx + begin + i, tile[i]);
+    backward_row<kNeedsY>(upstream, tile, bias + begin, n, upstream, dbias + begin, tile);
+    for (std::int64_t i = 0; i < n; ++i) store(dx + begin + i, upstream[i]);
+    if constexpr (kNeedsY) {
+      for (std::int64_t i = 0; i < n; ++i) store(y + begin + i, tile[i]);
+    }
   }
 }
 
@@ -93,7 +99,11 @@ ELECTRA_FAST_INLINE void backward_row(const bfloat16* dy, const bfloat16* x, con
   void backward_rows(const BiasGELUBackward<T>& call, std::int64_t first, std::int64_t last, float* dbias) {        \
     for (std::int64_t r = first; r < last; ++r) {                                                                   \
       const std::int64_t at = r * call.width;                                                                       \
-      backward_row(call.dy + at, call.x + at, call.bias, call.width, call.dx + at, dbias);                          \
+      if (call.y) {                                                                                                 \
+        backward_row<true>(call.dy + at, call.x + at, call.bias, call.width, call.dx + at, dbias, call.y + at);     \
+      } else {                                                                                                      \
+        backward_row<false>(call.dy + at, call.x + at, call.bias, call.width, call.dx + at, dbias, nullptr);        \
+      }                                                                                                             \
     }                                                                                                               \
   }
 ELECTRA_FAST_GELU_ROWS(float)

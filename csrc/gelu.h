@@ -23,8 +23,9 @@ struct BiasGELUBackward {
   const float* bias;  // [width]
   std::int64_t rows, width;
   // Outputs, every element of which is written.
-  T* dx;         // [rows, width]
+  T* dx;         // [rows, width]; may be dy
   float* dbias;  // [width]
+  T* y;          // [rows, width]: the forward's result once more; null where nobody needs it
 };
 
 void bias_gelu(const BiasGELU<float>& call, int threads);

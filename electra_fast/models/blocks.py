@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from electra_fast.ops.attention import _backward_operator as attention_backward
 from electra_fast.ops.attention import _varlen_attention as varlen_attention
 from electra_fast.ops.gelu import _bias_gelu as bias_gelu
-from electra_fast.ops.gelu import _bias_gelu_backward as bias_gelu_backward
+from electra_fast.ops.gelu import bias_gelu_backward_in_place_cpp
 from electra_fast.ops.layer_norm import _dropout_add_layer_norm as dropout_add_layer_norm
 from electra_fast.ops.layer_norm import _dropout_add_layer_norm_backward as dropout_add_layer_norm_backward
 
@@ -112,17 +112,19 @@ class _FeedForwardBlock(torch.autograd.Function):
         a = bias_gelu(u, b1, backend=BACKEND)
         z = torch.addmm(b2, a, w2.T)
         y, stats = _norm(z, x, norm_weight, norm_bias, noise, eps)
-        ctx.save_for_backward(x, u, a, z, stats, w1, b1, w2, norm_weight)
+        # Not `a`, a quarter of what a layer would keep: the gradient of GELU makes it again on its way.
+        ctx.save_for_backward(x, u, z, stats, w1, b1, w2, norm_weight)
         ctx.noise = noise
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
-        x, u, a, z, stats, w1, b1, w2, norm_weight = ctx.saved_tensors
+        x, u, z, stats, w1, b1, w2, norm_weight = ctx.saved_tensors
         dz, dx, dnorm_weight, dnorm_bias = _norm_backward(dy, z, x, norm_weight, stats, ctx.noise)
+        du = torch.mm(dz, w2)
+        db1, a = bias_gelu_backward_in_place_cpp(du, u, b1)
         d_second = _parameter_gradients(ctx, 3, dz, a)
-        du, db1 = bias_gelu_backward(torch.mm(dz, w2), u, b1, backend=BACKEND)
         dw1 = torch.mm(du.T, x) if ctx.needs_input_grad[1] else None
         if ctx.needs_input_grad[0]:
             dx.addmm_(du, w1)

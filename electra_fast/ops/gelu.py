@@ -38,10 +38,22 @@ def _bias_gelu_cpp(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def _bias_gelu_backward_cpp(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    dx, dbias = torch.empty_like(x), torch.empty_like(bias)
+    _run_backward_cpp(dy, x, bias, dx, dbias)
+    return dx, dbias
+
+
+def bias_gelu_backward_in_place_cpp(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """(dbias, y): `dy` becomes dx, and y, the forward's result, is made again, so that nobody has to keep it."""
+    dbias, y = torch.empty_like(bias), torch.empty_like(x)
+    _run_backward_cpp(dy, x, bias, dy, dbias, y)
+    return dbias, y
+
+
+def _run_backward_cpp(dy: Tensor, x: Tensor, bias: Tensor, dx: Tensor, dbias: Tensor, y: Tensor | None = None) -> None:
     extension = _backends.extension()
     is_float32 = x.dtype == torch.float32
     run = extension.bias_gelu_backward_float32 if is_float32 else extension.bias_gelu_backward_bfloat16
-    dx, dbias = torch.empty_like(x), torch.empty_like(bias)
     run(
         dy=dy.data_ptr(),
         x=x.data_ptr(),
@@ -50,9 +62,9 @@ def _bias_gelu_backward_cpp(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor
         width=x.shape[1],
         dx=dx.data_ptr(),
         dbias=dbias.data_ptr(),
+        y=0 if y is None else y.data_ptr(),
         threads=torch.get_num_threads(),
     )
-    return dx, dbias
 
 
 def _bias_gelu_triton(x: Tensor, bias: Tensor) -> Tensor:

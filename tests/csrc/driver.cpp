@@ -321,9 +321,14 @@ void run_bias_gelu() {
       const double expected = 0.5 * u * std::erfc(-u / std::sqrt(2.0));
       require(std::fabs(load(call.y + i) - expected) <= (sizeof(T) == 2 ? 5e-3 : 1e-6) * (1.0 + std::fabs(u)), "gelu");
     }
-    bias_gelu_backward(BiasGELUBackward<T>{dy.data(), x.data(), bias.data(), rows, width,
-                                           outputs.make<T>(rows * width), outputs.make<float>(width)},
-                       threads);
+    BiasGELUBackward<T> backward{dy.data(), x.data(), bias.data(), rows, width,
+                                 outputs.make<T>(rows * width), outputs.make<float>(width), nullptr};
+    bias_gelu_backward(backward, threads);
+    backward.y = outputs.make<T>(rows * width);
+    bias_gelu_backward(backward, threads);
+    for (std::int64_t i = 0; i < rows * width; ++i) {
+      require(std::fabs(load(backward.y + i) - load(call.y + i)) <= 1e-2F * (std::fabs(load(call.y + i)) + 1e-4F), "gelu again");
+    }
   });
 }
 
