@@ -307,7 +307,7 @@ def _prepare_parser() -> ArgumentParser:
         "prepare",
         "INPUT... --tokenizer PATH --output DIR [OPTIONS]",
         "corpus.txt --tokenizer tokenizer --output corpus --workers 4",
-        "part1.jsonl.zst part2.parquet --deduplicate --tokenizer bert-base-uncased.vocab.txt --output corpus",
+        "part1.jsonl.zst part2.parquet --deduplicate --tokenizer vocab.txt --output corpus",
         "enwiki-latest-pages-articles.xml.bz2 --tokenizer tokenizer --output wiki --workers 16",
         more="\n\nShows MB/s of the input and the time left. The corpus is the same, byte for byte, for any number of\n"
         "workers and whether the input is compressed or not.",
@@ -436,8 +436,9 @@ def _pretrain_parser() -> ArgumentParser:
         "--config small --data.train corpus --output runs/small",
         "--config my.yaml --optimizer.lr 3e-4 --training.steps 20000",
         "--config small --data.train corpus --output runs/small --resume",
-        more=f"\n\nRecipes: {recipes}. A config file is YAML with the keys below; options given here come before it,\n"
-        "and it before the defaults. Ctrl-C and SIGTERM save a checkpoint and stop.",
+        more=f"\n\nRecipes: {recipes}.\n"
+        "A config file is YAML with the keys below; options given here come before it, and it before the defaults.\n"
+        "Ctrl-C and SIGTERM save a checkpoint and stop.",
     )
     parser.add_argument("--config", type=str, metavar="FILE", help="a config file, or the name of a recipe")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
