@@ -25,6 +25,7 @@ from electra_fast.data.documents import open_inputs
 from electra_fast.data.progress import ReadingProgress
 from electra_fast.data.readers.base import Document, Reader, plain_text
 from electra_fast.data.readers.jsonl import JsonLines
+from electra_fast.data.readers.wikipedia import WikipediaDump
 from electra_fast.data.units import UnitFinder
 from electra_fast.data.word_cache import WordCache
 
@@ -79,7 +80,8 @@ def prepare(
     spells one ("[MASK]") is text. Documents without tokens are left out; with `deduplicate` also those whose text was
     there before (`document_key` says what is the same), at 16 bytes of memory a document. `units` ("word", "entity")
     are stored for masking, as `UnitFinder` finds them: with `segmenter="jieba"` Chinese words too; entities come from
-    JSON lines, `[[start, end], ...]` in characters in the field `entities_field`. The bytes written depend on
+    JSON lines, `[[start, end], ...]` in characters in the field `entities_field`, or are the links of a
+    wiki's dump. The bytes written depend on
     the documents, the tokenizer and the options that are not about the input: not on the format or compression they
     came in, nor on `workers`. With workers > 1 processes are spawned: a script that calls this needs the usual
     `if __name__ == "__main__":`. Memory does not grow with the input, but for offsets and keys.
@@ -151,9 +153,12 @@ def prepare(
 
 def _read_entities(readers: Sequence[Reader], field: str) -> None:
     for reader in readers:
-        if not isinstance(reader, JsonLines):
-            raise ValueError(f"entities are read from JSON lines, and {reader.path} is something else: convert it")
-        reader.entities_field = field
+        if isinstance(reader, JsonLines):
+            reader.entities_field = field
+        elif not isinstance(reader, WikipediaDump):  # whose links name them
+            raise ValueError(
+                f"entities are read from JSON lines and wiki dumps, and {reader.path} is something else: convert it"
+            )
 
 
 def _shown(inputs: str | Path | Sequence[str | Path]) -> str:
@@ -236,8 +241,12 @@ class _Encoder:
             text_bytes=np.array([len(text.encode()) for text in texts], np.int64),
             ids=ids,
             keys=np.array([document_key(text) for text in texts], KEY_DTYPE) if self.deduplicate else None,
-            starts=self.units(encodings, texts, [getattr(document, "entities", ()) for document in documents]),
+            starts=self.units(encodings, texts, self._entities(documents)),
         )
+
+    def _entities(self, documents: list[Document]) -> list[Sequence[tuple[int, int]]]:
+        """Each document's; of a wiki's page they cost as much as its text, so only where they are asked for."""
+        return [document.entities if "entity" in self.units.kinds else () for document in documents]
 
 
 _worker_encoder: _Encoder  # one per worker process, set when it starts

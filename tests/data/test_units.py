@@ -195,7 +195,7 @@ def test_bad_entities_are_named(tmp_path: Path, tokenizer, entities: Any, messag
 def test_what_cannot_be_found_is_refused(tmp_path: Path, tokenizer, monkeypatch) -> None:
     source = write_text(tmp_path / "a.txt", ["ba de"])
     for options, message in (
-        ({"units": ["entity"]}, r"entities are read from JSON lines, and .*a\.txt is something else"),
+        ({"units": ["entity"]}, r"entities are read from JSON lines and wiki dumps, and .*a\.txt is something else"),
         ({"units": ["sentence"]}, "units must be of word, entity; got 'sentence'"),
         ({"units": ["word"], "segmenter": "hanlp"}, "segmenter must be of none, jieba; got 'hanlp'"),
     ):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import bz2
+import json
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -128,7 +129,22 @@ def test_links_name_entities(tmp_path: Path) -> None:
         "Hamburg",
         "item",
     ]
+    assert page.entities == links
     assert to_text_and_links("") == ("", [])
+
+
+def test_links_of_a_dump_are_masked_whole(tmp_path: Path, tokenizer) -> None:
+    """The same corpus as from JSON lines that name the same spans."""
+    (tmp_path / "a.xml").write_text(DUMP, encoding="utf-8")
+    pages = WikipediaDump(tmp_path / "a.xml", "text").documents(lambda _: None)
+    rows = [dict(zip(("text", "entities"), page.text_and_links(), strict=True)) for page in pages]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows if row["text"]), encoding="utf-8")
+    made = []
+    for name, units in (("a.xml", ("entity",)), ("a.jsonl", ("entity",)), ("a.xml", ("word",))):
+        prepare(tmp_path / name, tokenizer, tmp_path / "corpus", units=units, progress=False, overwrite=True)
+        made.append(folder_bytes(tmp_path / "corpus"))
+    assert made[0] == made[1]
+    assert made[0]["starts-entity.bin"] != made[2]["starts-word.bin"]
 
 
 def test_a_dump_that_is_no_xml_or_cut_short_is_named(tmp_path: Path) -> None:

@@ -33,6 +33,11 @@ class WikiPage:
         text = to_text(self.wikitext, self.namespaces)
         return f"{self.title}\n{text}" if text else ""
 
+    @property
+    def entities(self) -> list[tuple[int, int]]:
+        """Where in `text()` the names of other pages stand: what a link names is an entity."""
+        return self.text_and_links()[1]
+
     def text_and_links(self) -> tuple[str, list[tuple[int, int]]]:
         """`text()`, and where in it the text of each link to another page stands, [start, end)."""
         text, links = to_text_and_links(self.wikitext, self.namespaces)
