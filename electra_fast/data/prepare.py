@@ -80,8 +80,8 @@ def prepare(
     spells one ("[MASK]") is text. Documents without tokens are left out; with `deduplicate` also those whose text was
     there before (`document_key` says what is the same), at 16 bytes of memory a document. `units` ("word", "entity")
     are stored for masking, as `UnitFinder` finds them: with `segmenter="jieba"` Chinese words too; entities come from
-    JSON lines, `[[start, end], ...]` in characters in the field `entities_field`, or are the links of a
-    wiki's dump. The bytes written depend on
+    JSON lines, `[[start, end], ...]` in characters in the field `entities_field`, or are the links of a wiki's
+    dump. The bytes written depend on
     the documents, the tokenizer and the options that are not about the input: not on the format or compression they
     came in, nor on `workers`. With workers > 1 processes are spawned: a script that calls this needs the usual
     `if __name__ == "__main__":`. Memory does not grow with the input, but for offsets and keys.
