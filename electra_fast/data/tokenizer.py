@@ -44,16 +44,13 @@ def train_wordpiece(
     """
     from transformers import BertTokenizer
 
-    paths = check_inputs(inputs)
-
     def documents() -> Iterator[str]:
-        for path in paths:
-            yield from read_documents(path, format=format, text_field=text_field)
+        return read_documents(inputs, format=format, text_field=text_field)
 
     blank = BertTokenizer(do_lower_case=lowercase).backend_tokenizer
     alphabet = _alphabet(documents(), blank.normalizer.normalize_str, limit_alphabet)
     if not alphabet:
-        raise ValueError(f"no text to train on in {', '.join(map(str, paths))}: every line is blank")
+        raise ValueError(f"no text to train on in {', '.join(map(str, check_inputs(inputs)))}: every line is blank")
 
     # The trainer numbers "##x" in the order of a randomly seeded hash map, and numbers break its ties between pieces:
     # so learn first which of them occur, and give them to the real run as reserved tokens, in a fixed order.
