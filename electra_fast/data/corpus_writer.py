@@ -13,6 +13,7 @@ import numpy as np
 
 from electra_fast.data.corpus import OFFSET_DTYPE, OFFSETS_FILE, TOKEN_DTYPES, CorpusMeta, Shard, Units
 from electra_fast.data.deduplication import Duplicates
+from electra_fast.data.remote import as_path, is_url
 from electra_fast.files import flush
 
 if TYPE_CHECKING:
@@ -38,17 +39,19 @@ def write_corpus(
 
     What is written depends on the documents in their order, the tokenizer and the encoder's options, not on where
     chunks begin. Documents without tokens are left out, and duplicates where the encoder gives keys. `tell` is called
-    with the documents and tokens so far. The folder is whole or not there; `overwrite` replaces a corpus.
+    with the documents and tokens so far. The folder is whole or not there; `overwrite` replaces a corpus. It may be a
+    URL: see `remote_corpus.UploadedFolder`.
 
     Raises ValueError where there is no token, naming the `source`, and for an `output` that exists.
     """
     from electra_fast.data.encoding import vocabulary_size
     from electra_fast.data.tokenizer import save_tokenizer, tokenizer_hash
 
-    check_output(output, overwrite=overwrite)
+    folder = _corpus_folder(output)
+    folder.check(overwrite=overwrite)
     units = encoder.units
     duplicates = Duplicates() if encoder.deduplicate else None
-    with PartialFolder(Path(output).resolve()) as partial:
+    with folder as partial:
         with CorpusWriter(partial, shard_tokens, TOKEN_DTYPES[encoder.dtype], units.kinds) as writer:
             for chunk in chunks:
                 if not chunk.lengths.all():
@@ -84,14 +87,13 @@ def write_corpus(
     return meta
 
 
-def check_output(output: str | Path, *, overwrite: bool) -> None:
-    """Raises ValueError where a corpus can't be written to `output`, or may not."""
-    output = Path(output)
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not overwrite:
-        raise ValueError(f"output {output} exists; choose another or overwrite it (overwrite=True, --overwrite)")
-    CorpusMeta.read(output)  # raises for a folder that is no corpus
+def _corpus_folder(output: str | Path) -> PartialFolder:
+    output = as_path(output)
+    if not is_url(output):
+        return PartialFolder(Path(output).resolve())
+    from electra_fast.data.remote_corpus import UploadedFolder
+
+    return UploadedFolder(output)
 
 
 class PartialFolder:
@@ -101,6 +103,16 @@ class PartialFolder:
         self.output = output
         self.partial = output.parent / f".{output.name}.partial"
         self.replaced = output.parent / f".{output.name}.replaced"
+
+    def check(self, *, overwrite: bool) -> None:
+        """Raises ValueError where there is something else than a corpus, or a corpus that may not be replaced."""
+        if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
+            return
+        if not overwrite:
+            raise ValueError(
+                f"output {self.output} exists; choose another or overwrite it (overwrite=True, --overwrite)"
+            )
+        CorpusMeta.read(self.output)  # raises for a folder that is no corpus
 
     def __enter__(self) -> Path:
         for left_by_a_killed_run in (self.partial, self.replaced):

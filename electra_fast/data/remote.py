@@ -22,6 +22,13 @@ def is_url(path: object) -> bool:
     return isinstance(path, str) and _URL.match(path) is not None
 
 
+def as_path(path: str | Path) -> str | Path:
+    """A file:// URL as the path that it names; all else as it is."""
+    if is_url(path) and str(path).startswith("file:"):
+        return Path(connect(str(path))[1])
+    return path
+
+
 def check_local(path: str | Path, what: str) -> None:
     """Raises ValueError for a URL: `what`, e.g. "output", is a folder or a file of this machine."""
     if is_url(path):
@@ -58,12 +65,8 @@ def explained(url: str, what: str) -> Iterator[None]:
 def find_files(url: str) -> list[Path | RemoteFile]:
     """The file of a URL, or those that fit a pattern ("s3://texts/2024/*.jsonl.zst", "**" for folders), by name.
 
-    Files of file:// are paths.
-
     Raises ValueError for a file that is not there or can't be reached, for a folder, and for a pattern nothing fits.
     """
-    from fsspec.implementations.local import LocalFileSystem
-
     fs, path = connect(url)
     is_pattern = any(character in path for character in ("*[" if _is_web(url) else "*?["))
     with explained(url, "read"):
@@ -73,7 +76,7 @@ def find_files(url: str) -> list[Path | RemoteFile]:
         raise ValueError(f"input {url}: no file has such a name")
     if not files:
         raise ValueError(f"input {url} is a folder: name the files in it, e.g. {url.rstrip('/')}/*.parquet")
-    if isinstance(fs, LocalFileSystem):
+    if url.startswith("file:"):
         return list(map(Path, files))
     return [RemoteFile(fs, file, fs.unstrip_protocol(file) if is_pattern else url) for file in files]
 
