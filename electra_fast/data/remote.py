@@ -32,7 +32,7 @@ def as_path(path: str | Path) -> str | Path:
 def check_local(path: str | Path, what: str) -> None:
     """Raises ValueError for a URL: `what`, e.g. "output", is a folder or a file of this machine."""
     if is_url(path):
-        raise ValueError(f"{what} {path} is a URL: give a path on this machine, and copy it there afterwards")
+        raise ValueError(f"{what} {path} is a URL, where this can't be: give a path on this machine")
 
 
 def connect(url: str) -> tuple[AbstractFileSystem, str]:
@@ -45,7 +45,7 @@ def connect(url: str) -> tuple[AbstractFileSystem, str]:
     try:
         return url_to_fs(url)
     except ImportError as error:  # its text is fsspec's advice what to install
-        raise ValueError(f"{url} can't be opened: {error} (with pip)") from error
+        raise ValueError(f"{url} can't be opened: {error}") from error
     except Exception as error:  # of a library's own credentials, say
         raise ValueError(f"{url} can't be opened: {_first_line(error)}") from error
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from electra_fast.data.documents import check_inputs, read_documents
+from electra_fast.data.remote import check_local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -113,10 +114,11 @@ def load_tokenizer(path: str | Path, *, lowercase: bool = True, max_length: int 
     """
     from transformers import AutoTokenizer, BertTokenizer
 
+    check_local(path, "tokenizer")
     path = Path(path)
     if path.is_dir():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # of a damaged file, transformers and tokenizers raise whatever comes
             reason = " ".join(str(error).split())[:160]
             raise ValueError(
@@ -160,6 +162,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> No
 
     Raises OSError, or what `tokenizers` raises instead, where they can't be written; `folder` is then as it was.
     """
+    check_local(folder, "output")
     folder = Path(folder)
     aside = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(aside, ignore_errors=True)
