@@ -8,6 +8,8 @@ from pathlib import Path
 
 from electra_fast.data.readers import FORMATS, Input, find_inputs, open_reader
 from electra_fast.data.readers.base import Progress, Reader, plain_text
+from electra_fast.data.readers.jsonl import JsonLines
+from electra_fast.data.readers.wikipedia import WikipediaDump
 
 
 def check_inputs(inputs: str | Path | Sequence[str | Path]) -> list[Input]:
@@ -58,3 +60,17 @@ def read_documents(
     readers = open_inputs(inputs, format=format, text_field=text_field)
     documents = chain.from_iterable(reader.documents(progress or (lambda _: None)) for reader in readers)
     return filter(str.strip, map(plain_text, documents))
+
+
+def read_entities(readers: Sequence[Reader], field: str) -> None:
+    """Have the documents of `readers` come with entities: JSON lines with those in `field`, dumps with their links.
+
+    Raises ValueError for inputs that have none.
+    """
+    for reader in readers:
+        if isinstance(reader, JsonLines):
+            reader.entities_field = field
+        elif not isinstance(reader, WikipediaDump):
+            raise ValueError(
+                f"entities are read from JSON lines and wiki dumps, and {reader.path} is something else: convert it"
+            )

@@ -12,6 +12,7 @@ from tokenizers import Encoding, Tokenizer
 from electra_fast.data.corpus import TOKEN_DTYPES
 from electra_fast.data.deduplication import KEY_DTYPE, document_key
 from electra_fast.data.readers.base import Document, plain_text
+from electra_fast.data.tokenizer import tokenizer_json_hash
 from electra_fast.data.units import UnitFinder
 from electra_fast.data.word_cache import WordCache
 
@@ -94,6 +95,11 @@ class Encoder:
         """The encoder of a tokenizer, whose largest id decides the dtype."""
         dtype = "uint16" if vocabulary_size(tokenizer) <= 65535 else "uint32"
         return cls(tokenizer.backend_tokenizer.to_str(), dtype, deduplicate, units, segmenter)
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """`tokenizer_hash` of its tokenizer."""
+        return tokenizer_json_hash(self.tokenizer_json)
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         units = (self.units.kinds, self.units.segmenter)

@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING
 
 from electra_fast.data.corpus import CorpusMeta
 from electra_fast.data.corpus_writer import SHARD_TOKENS, write_corpus
-from electra_fast.data.documents import open_inputs
+from electra_fast.data.documents import open_inputs, read_entities
 from electra_fast.data.encoding import Chunk, Encoder, chunked
 from electra_fast.data.progress import ReadingProgress
-from electra_fast.data.readers.base import Document, Reader
-from electra_fast.data.readers.jsonl import JsonLines
-from electra_fast.data.readers.wikipedia import WikipediaDump
+from electra_fast.data.readers.base import Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -73,7 +71,7 @@ def prepare(
         tokenizer = load_tokenizer(tokenizer, lowercase=lowercase)
     check_tokenizer(tokenizer, tokenizer.name_or_path)
     if "entity" in units:
-        _read_entities(readers, entities_field)
+        read_entities(readers, entities_field)
     encoder = Encoder.of(tokenizer, deduplicate=deduplicate, units=units, segmenter=segmenter)
     with ReadingProgress("prepare", sum(reader.size for reader in readers), show=progress) as reading:
         documents = chain.from_iterable(reader.documents(reading.advance) for reader in readers)
@@ -87,16 +85,6 @@ def prepare(
                 overwrite=overwrite,
                 tell=reading.tell,
                 source=_shown(inputs),
-            )
-
-
-def _read_entities(readers: Sequence[Reader], field: str) -> None:
-    for reader in readers:
-        if isinstance(reader, JsonLines):
-            reader.entities_field = field
-        elif not isinstance(reader, WikipediaDump):  # whose links name them
-            raise ValueError(
-                f"entities are read from JSON lines and wiki dumps, and {reader.path} is something else: convert it"
             )
 
 

@@ -186,7 +186,12 @@ def _write(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """sha256 (hex) of all that decides the ids: tokenizer.json in canonical form, without truncation and padding."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    return tokenizer_json_hash(tokenizer.backend_tokenizer.to_str())
+
+
+def tokenizer_json_hash(text: str) -> str:
+    """`tokenizer_hash`, of what tokenizer.json holds."""
+    content = json.loads(text)
     for runtime_state in ("truncation", "padding"):
         content.pop(runtime_state, None)
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
