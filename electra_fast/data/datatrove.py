@@ -76,7 +76,7 @@ class DocumentReader(_readers.BaseDiskReader):
             read_entities([reader], self.entities_field)
         for number, document in enumerate(reader.documents(lambda _: None)):
             if text := plain_text(document):
-                fields = {} if self.entities_field is None else {"entities": document.entities}
+                fields = {} if self.entities_field is None else {"entities": [list(span) for span in document.entities]}
                 yield self.get_document_from_dict({self.text_key: text, **fields}, filepath, number)
 
 

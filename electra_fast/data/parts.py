@@ -131,9 +131,7 @@ def read_parts(folder: AbstractFileSystem, name: str) -> list[Part]:
         )
     if missing := sorted(set(range(tasks)) - {part.task for part in parts}):
         some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-        raise ValueError(
-            f"{name}: {len(missing):,} of {tasks:,} tasks are not done ({some}): run them again, then merge"
-        )
+        raise ValueError(f"{name}: {len(missing):,} of {tasks:,} tasks are not done ({some}): run them, then merge")
     readers: dict[str, int] = {}
     for part in parts:
         for stretch in part.stretches:
@@ -160,9 +158,10 @@ def read_chunks(
             file.seek(stretch.start)
             content = _Stretch(file, stretch, f"{_data_name(task)} is damaged or was cut short: run task {task} again")
             while content.left:
+                left = content.left
                 yield _from_bytes(content, encoder)
-                advance(content.advanced())
-            content.check()
+                advance(left - content.left)
+            content.check(content.sha256() == stretch.sha256)
 
 
 def _read_part(folder: AbstractFileSystem, file: str, name: str) -> Part:
@@ -196,8 +195,10 @@ def _to_bytes(chunk: Chunk) -> bytes:
 
 def _from_bytes(content: _Stretch, encoder: Encoder) -> Chunk:
     documents, tokens = content.take(COUNT_DTYPE, 2).tolist()
+    lengths = content.take(COUNT_DTYPE, documents)
+    content.check(bool((lengths >= 0).all()) and lengths.sum() == tokens)
     return Chunk(
-        lengths=content.take(COUNT_DTYPE, documents),
+        lengths=lengths,
         text_bytes=content.take(COUNT_DTYPE, documents),
         ids=content.take(TOKEN_DTYPES[encoder.dtype], tokens),
         keys=content.take(KEY_DTYPE, documents) if encoder.deduplicate else None,
@@ -209,32 +210,26 @@ def _from_bytes(content: _Stretch, encoder: Encoder) -> Chunk:
 
 
 class _Stretch:
-    """The bytes of a stretch, taken one array after another."""
+    """The bytes of a stretch, taken one array after another; `damaged` is the error where they can't be right."""
 
     def __init__(self, file: BinaryIO, stretch: Stretch, damaged: str) -> None:
         self.left = stretch.size
         self._file = file
-        self._expected = stretch.sha256
         self._digest = hashlib.sha256()
         self._damaged = damaged
-        self._told = stretch.size
 
     def take(self, dtype: np.dtype, count: int) -> np.ndarray:
         size = count * dtype.itemsize
-        if not 0 <= size <= self.left:
-            raise ValueError(self._damaged)
+        self.check(0 <= size <= self.left)
         content = self._file.read(size)
-        if len(content) != size:
-            raise ValueError(self._damaged)
+        self.check(len(content) == size)
         self._digest.update(content)
         self.left -= size
         return np.frombuffer(content, dtype)
 
-    def advanced(self) -> int:
-        """Bytes taken since the last call."""
-        told, self._told = self._told, self.left
-        return told - self.left
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
-    def check(self) -> None:
-        if self._digest.hexdigest() != self._expected:
+    def check(self, right: bool) -> None:
+        if not right:
             raise ValueError(self._damaged)
