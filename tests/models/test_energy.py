@@ -229,6 +229,7 @@ def test_noise_is_drawn_from_q(rng_seed):
     assert int((out.corrupted_ids == 9).sum()) == 4 * 3
 
 
+@pytest.mark.usefixtures("_float64")  # in float32 the rounding of another layout may change a sample
 def test_padding_packing_and_order_change_nothing(rng_seed):
     model = joint_model("electric", max_per_sequence=3)
     flat, names = text(), torch.tensor([11, 12, 13, 14, 15])
