@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -119,14 +118,6 @@ def test_float32_losses_and_gradients_equal_the_plain_reference(rng_seed):
     theirs = {plain.joint_name(name): p.grad for name, p in reference.named_parameters()}
     theirs = torch.cat([theirs[name].flatten() for name, _ in model.named_parameters()])
     assert float((ours - theirs).norm()) <= 1e-5 * float(theirs.norm())
-
-
-@pytest.fixture
-def _float64() -> Iterator[None]:
-    """Where samples are to be the same: in float32 the rounding of another layout changes one in some 10^5 batches."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.usefixtures("_float64")
@@ -297,7 +288,7 @@ def test_checkpoints_load_in_stock_transformers_with_the_same_logits(tmp_path, r
 
         packing = model.packing(batch.flat, None, batch.cu_seqlens)
         flat = model.discriminate(batch.flat, packing)
-        assert float((flat - discriminator(**kwargs).logits[batch.mask]).abs().max()) <= 1e-5
+        assert float((flat - discriminator(**kwargs).logits[batch.mask]).abs().max()) <= 2e-5
 
     again = ElectraForJointPreTraining.from_pretrained(tmp_path).eval()
     assert again.temperature == 1.5
