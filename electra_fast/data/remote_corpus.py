@@ -131,16 +131,18 @@ class UploadedFolder(PartialFolder):
         elif others := [name for name in files if not _PREPARED.fullmatch(name)]:  # else: half an upload
             raise ValueError(f"output {self.url} holds other files, {others[0]!r} among them: choose another")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        super().__exit__(kind, error, _)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
         if kind is not None:
             return
         try:
             self._upload()
-        except ValueError as error:
+        except ValueError as failure:
             raise ValueError(
-                f"{error}; the whole corpus lies in {self.output}: copy it from there, {META_FILE} last"
-            ) from error
+                f"{failure}; the whole corpus lies in {self.output}: copy it from there, {META_FILE} last"
+            ) from failure
         shutil.rmtree(self.output)
 
     def _files(self) -> list[str]:

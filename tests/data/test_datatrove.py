@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import pickle
+import sysconfig
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -262,6 +263,43 @@ def test_slurm_runs_the_same_steps(tmp_path: Path, saved: Path, rng_seed: int, m
         for task in range(tasks):
             monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
             dill.loads((tmp_path / log / "executor.pik").read_bytes()).run()
+    assert folder_bytes(tmp_path / "corpus") == folder_bytes(tmp_path / "expected")
+
+
+SBATCH = """#!/bin/bash
+script="${@: -1}"
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+for task in $(seq 0 "$last"); do
+    SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=node1 bash "$script" >&2 || exit 1
+done
+echo "Submitted batch job 1"
+"""
+SRUN = """#!/bin/bash
+while [ "$1" != launch_pickled_pipeline ]; do shift; done
+exec "$@"
+"""
+
+
+@pytest.mark.skipif(
+    os.environ.get("ELECTRA_FAST_TEST_ALL") != "1", reason="takes 20 s of processes: set ELECTRA_FAST_TEST_ALL=1"
+)
+def test_the_script_that_slurm_gets(
+    tmp_path: Path, saved: Path, rng_seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a Slurm of three shell scripts, which runs each job where it is submitted, at once."""
+    (tmp_path / "bin").mkdir()
+    for name, script in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", "#!/bin/bash\necho node1\n")):
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([f"{tmp_path}/bin", sysconfig.get_path("scripts"), os.environ["PATH"]]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    paths = write_texts(tmp_path / "texts", np.random.default_rng(rng_seed), 3, 10)
+    prepare(paths, saved, tmp_path / "expected", progress=False)
+    slurm = partial(SlurmPipelineExecutor, time="1:00:00", partition="cpu")
+    steps = [DocumentReader(str(tmp_path / "texts")), CorpusTokenizer(f"{tmp_path}/parts", saved)]
+    tokenizing = slurm(steps, tasks=2, logging_dir=f"{tmp_path}/log")
+    merger = CorpusMerger(f"{tmp_path}/parts", tmp_path / "corpus", saved)
+    slurm([merger], tasks=1, depends=tokenizing, logging_dir=f"{tmp_path}/log2").run()
     assert folder_bytes(tmp_path / "corpus") == folder_bytes(tmp_path / "expected")
 
 
