@@ -52,8 +52,9 @@ def prepare(
     are stored for masking, as `UnitFinder` finds them: with `segmenter="jieba"` Chinese words too; entities come from
     JSON lines, `[[start, end], ...]` in characters in the field `entities_field`, or are the links of a wiki's
     dump. The bytes written depend on the documents, the tokenizer and the options that are not about the input: not on
-    the format or compression they came in, nor on `workers`. With workers > 1 processes are spawned: a script that calls
-    this needs the usual `if __name__ == "__main__":`. Memory does not grow with the input, but for offsets and keys.
+    the format or compression they came in, nor on `workers`. With workers > 1 processes are spawned: a script that
+    calls this needs the usual `if __name__ == "__main__":`. Memory does not grow with the input, but for offsets and
+    keys.
 
     The work lies in the sibling `.NAME.partial` until all of it is on disk, then gets its name: interrupted at any
     moment, there is no folder `output`. `overwrite` replaces a corpus, and nothing but a corpus. An `output` that is a
