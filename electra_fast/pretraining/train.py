@@ -193,7 +193,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
     place_of_rank = {"rank": ranks.rank, "world_size": ranks.world_size}
     batches = Prefetcher(SharedLoader(loader), start=now.step, pin_memory=device.type == "cuda", **place_of_rank)
     stopped = None  # by a signal
-    with deferred_signals() as received, bar, log or nullcontext(), batches:
+    signals = deferred_signals(until_error_is_told=ranks.is_grouped)
+    with signals as received, bar, log or nullcontext(), batches:
         while not (stopped := ranks.agree(received)):
             phase = phases[now.phase]
             if now.is_over(phase):
