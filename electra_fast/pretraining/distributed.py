@@ -140,11 +140,13 @@ def open_ranks(settings: TrainingConfig) -> Iterator[Ranks]:
             f"{os.environ['MASTER_PORT']} within {settings.timeout_seconds} s: {_line(error)}"
         ) from error
     ranks = Ranks(device, rank, world_size, is_grouped=True)
+    ends_well = False
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nobody writes into
             yield ranks
             ranks.wait()
+        ends_well = True
     except Exception as error:
         if not _is_first_to_tell(store):
             raise RankStopped(f"rank {rank} ends with the run: another rank says why") from error
@@ -155,7 +157,9 @@ def open_ranks(settings: TrainingConfig) -> Iterator[Ranks]:
             f"({_line(error)}): start all ranks again with --resume, and the run goes on from its newest checkpoint"
         ) from error
     finally:
-        dist.destroy_process_group()
+        # NCCL would wait for what a lost rank can't finish any more; gloo lets the others know that this one has ended.
+        if ends_well or device.type == "cpu":
+            dist.destroy_process_group()
 
 
 def _place(environment: Mapping[str, str], settings: TrainingConfig) -> tuple[int, int, int] | None:
