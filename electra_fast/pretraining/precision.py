@@ -5,7 +5,8 @@ Source: Micikevicius et al., "Mixed precision training" (2018), sections 3.1 and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ class MasterWeights:
                 self._rounded.append(parameter)
                 self._exact.append(master)
             self._masters[name] = master
+        self._master_of = dict(zip(self._rounded, self._exact, strict=True))
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names as in the model."""
@@ -52,12 +54,23 @@ class MasterWeights:
         for parameter in (*self._masters.values(), *self._rounded):
             parameter.grad = None
 
-    def take_gradients(self) -> None:
-        """Move the model's 16-bit gradients to the masters, where micro-batches add up in float32."""
+    def of(self, parameter: nn.Parameter) -> nn.Parameter:
+        """The master of a 16-bit parameter of the model."""
+        return self._master_of[parameter]
+
+    def take_gradients(self, sums: Mapping[nn.Parameter, Tensor] = MappingProxyType({})) -> None:
+        """Move the model's 16-bit gradients to the masters, where micro-batches add up in float32.
+
+        `sums` are float32 gradients of parameters that have one, instead of theirs and their master's.
+        """
         for parameter, master in zip(self._rounded, self._exact, strict=True):
-            if parameter.grad is not None:
+            if parameter.grad is None:
+                continue
+            if parameter in sums:
+                master.grad = sums[parameter]
+            else:
                 master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
-                parameter.grad = None
+            parameter.grad = None
 
     @torch.no_grad()
     def give_weights(self) -> None:
