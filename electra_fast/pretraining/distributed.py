@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -69,14 +69,21 @@ class Ranks:
         dist.all_reduce(number, dist.ReduceOp.MAX)
         return int(number)
 
-    def sum(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each tensor summed over the ranks, in one message; all have the same names, shapes, dtype and device."""
+    def sum(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        """Each tensor summed over the ranks, in one message; all have one dtype, and the same shapes on each rank."""
+        tensors = list(tensors)
         if not self.is_grouped or not tensors:
-            return dict(tensors)
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+            return tensors
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
-        parts = flat.split([tensor.numel() for tensor in tensors.values()])
-        return {name: part.view_as(tensors[name]) for name, part in zip(tensors, parts, strict=True)}
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank what rank 0 has in the tensors, in place."""
+        if self.is_grouped:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def from_first(self, make: Callable[[], Value]) -> Value:
         """What `make`, called by rank 0 alone, gives: told to all as JSON."""

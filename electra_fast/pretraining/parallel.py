@@ -1,8 +1,8 @@
-"""The gradients of a run's ranks, summed: replicas of the model (DistributedDataParallel)."""
+"""How the gradients of the model's copies on several ranks are summed (DistributedDataParallel)."""
 
 # Annotations are objects in this file: DistributedDataParallel looks into those of its hook.
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from electra_fast.pretraining.distributed import Ranks
 from electra_fast.pretraining.precision import MasterWeights
+from electra_fast.pretraining.sharding import ShardedWeights
 
 
-class Alone:
-    """The interface of `Replicas` for one process."""
+class Plain:
+    """The interface of `Replicas` where there is nothing to do: one process, or FSDP, which does it by itself."""
 
-    def __init__(self, forward: Callable[..., Any], masters: MasterWeights) -> None:
+    def __init__(self, forward: Callable[..., Any], masters: MasterWeights | ShardedWeights) -> None:
         self.forward = forward
         self.take_gradients = masters.take_gradients
 
@@ -84,11 +85,3 @@ class _Called(nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         return self._call(**inputs)
-
-
-@torch.no_grad()
-def spread(tensors: Iterable[Tensor], ranks: Ranks) -> None:
-    """Give every rank what rank 0 has."""
-    if ranks.is_grouped:
-        for tensor in tensors:
-            dist.broadcast(tensor, 0)

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 FIRST_LOSS_SCALE = 2.0**16
 LARGEST_LOSS_SCALE = 2.0**24
@@ -28,6 +29,7 @@ class MasterWeights:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self._model = model
         norms = (module for module in model.modules() if isinstance(module, nn.LayerNorm))
         in_float32 = {id(parameter) for norm in norms for parameter in norm.parameters()}
         self._masters: dict[str, nn.Parameter] = {}
@@ -78,11 +80,27 @@ class MasterWeights:
         if self._rounded:
             torch._foreach_copy_(self._rounded, self._exact)
 
+    def complete_gradients(self) -> None:
+        """After the last micro-batch: nothing is left to do."""
+
+    def norm(self) -> Tensor:
+        """Of the gradient of all parameters."""
+        return get_total_norm(self.gradients())
+
+    def whole_state(self, optimizer: torch.optim.Optimizer) -> tuple[MasterWeights, torch.optim.Optimizer]:
+        """What a checkpoint holds: the weights, and their optimizer."""
+        return self, optimizer
+
+    def computing_model(self) -> nn.Module:
+        """The model, for evaluation."""
+        return self._model
+
     @torch.no_grad()
-    def export(self) -> None:
-        """Make the model float32 again, with the masters' values."""
+    def export(self) -> nn.Module:
+        """The model, made float32 again, with the masters' values."""
         for parameter, master in zip(self._rounded, self._exact, strict=True):
             parameter.data = master.data
+        return self._model
 
 
 class LossScale:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from electra_fast.data.prefetch import Prefetcher
@@ -45,12 +44,13 @@ from electra_fast.pretraining.evaluation import HeldOut, Loader
 from electra_fast.pretraining.finite import FiniteWatch, NonFiniteLoss, cause, not_finite
 from electra_fast.pretraining.metrics import MetricsLog
 from electra_fast.pretraining.optimizer import build_optimizer, learning_rate, state_tensors
-from electra_fast.pretraining.parallel import Alone, Replicas, spread
+from electra_fast.pretraining.parallel import Plain, Replicas
 from electra_fast.pretraining.phases import Phase, Progress, resolve_phases
 from electra_fast.pretraining.precision import LossScale, MasterWeights
 from electra_fast.pretraining.probe import Probe
 from electra_fast.pretraining.run_folder import check_output, claim_output, delete_run, settings_of_all_ranks
 from electra_fast.pretraining.runtime import deferred_signals, open_data, repeatable
+from electra_fast.pretraining.sharding import ShardedWeights
 from electra_fast.pretraining.throughput import peak_flops, step_flops
 from electra_fast.pretraining.trackers import open_trackers
 from electra_fast.pretraining.window import StepTotals, Window, show
@@ -109,14 +109,19 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
     model = build_model(config, loader.corpora[0].meta).to(device).train()
     if settings.activation_checkpointing:
         checkpoint_activations(model)
-    masters = MasterWeights(model, getattr(torch, settings.precision))
+    precision = getattr(torch, settings.precision)
+    shards = ranks.is_grouped and settings.parallel == "fsdp"
+    masters = ShardedWeights(model, precision, ranks) if shards else MasterWeights(model, precision)
     optimizer = build_optimizer(masters, config.optimizer)
     scale = LossScale(device, is_dynamic=settings.precision == "float16")
     check = partial(_check_checkpoint, config, phases, loader.content_hash)
-    checkpoint = ranks.from_first(lambda: _load(output, masters, optimizer, check)) if goes_on else None
+    checkpoint = None
+    if goes_on:
+        whole = masters.whole_state(optimizer)
+        checkpoint = ranks.from_first(lambda: _load(output, *whole, check))
     now = Progress()
     if checkpoint is not None:
-        spread(checkpoint_tensors(masters, optimizer), ranks)
+        masters.load_state(whole, optimizer) if shards else ranks.spread(checkpoint_tensors(masters, optimizer))
         now = _progress(checkpoint[1])
         scale.load(checkpoint[1])
         masters.give_weights()
@@ -152,8 +157,9 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
         if bad:
             raise NonFiniteLoss(f"after step {now.step} {bad[0]} is no number and is not saved: lower optimizer.lr")
         state = {"corpus": loader.content_hash, **asdict(now), **scale.state()}
+        whole = masters.whole_state(optimizer)
         if ranks.is_first:
-            save_checkpoint(output / "checkpoints", now.step, masters, optimizer, state, keep=settings.keep_checkpoints)
+            save_checkpoint(output / "checkpoints", now.step, *whole, state, keep=settings.keep_checkpoints)
         saved_step = now.step
 
     def record(kind: str, values: dict[str, Any]) -> None:
@@ -208,9 +214,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
             if totals is None:  # a signal between two micro-batches: the step is done again when the run goes on
                 stopped = received[0]
                 break
-            norm = get_total_norm(masters.gradients()) / scale.scale
-            losses = ranks.sum(totals.losses).values()
-            skips, overflowed = watch.judge(now.step, losses, norm, scale.scale)
+            norm = masters.norm() / scale.scale
+            skips, overflowed = watch.judge(now.step, ranks.sum(totals.losses.values()), norm, scale.scale)
             optimizer.found_inf = skips.float()
             optimizer.grad_scale = scale.scale * ((norm + 1e-6) / config.optimizer.clip_norm).clamp(min=1)
             optimizer.step()
@@ -234,12 +239,13 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
             if logs:
                 report(lr)
             pause = time.perf_counter()
+            judged = masters.computing_model() if evaluates or probes else None
             if evaluates:
-                metrics = ranks.from_first(partial(held_out.evaluate, model, phase.objective))
+                metrics = ranks.from_first(partial(held_out.evaluate, judged, phase.objective))
                 record("eval", metrics | place())
                 now.observe(metrics[phase.watched_loss])
             if probes and ranks.is_first:
-                record("probe", probe.measure(model.discriminator) | place())
+                record("probe", probe.measure(judged.discriminator) | place())
             window.skip(time.perf_counter() - pause)
             if now.is_over(phase) and not logs:  # stopped by its patience: the next phase's sums are its own
                 report(lr)
@@ -252,10 +258,11 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
         return PretrainResult(output, now.step, stopped, metrics, ranks.rank, ranks.world_size)
     with deferred_signals():  # what is left takes seconds: who asks to stop gets a finished run
         if metrics is None and held_out:  # resumed after the last step
-            metrics = ranks.from_first(partial(held_out.evaluate, model, phases[-1].objective))
-        masters.export()
+            judged = masters.computing_model()
+            metrics = ranks.from_first(partial(held_out.evaluate, judged, phases[-1].objective))
+        trained = masters.export()
         if ranks.is_first:
-            for folder in model.save_pretrained(output):
+            for folder in trained.save_pretrained(output):
                 save_tokenizer(tokenizer, folder)
             plot_curves(output / "metrics.jsonl", output / "curves.png")
     return PretrainResult(output, now.step, None, metrics, ranks.rank, ranks.world_size)
@@ -265,14 +272,20 @@ class _Gradients:
     """The gradients of an update, in micro-batches where the run asks for them; once more where they went wrong."""
 
     def __init__(
-        self, model: ElectraForJointPreTraining, masters: MasterWeights, config: PretrainConfig, ranks: Ranks
+        self,
+        model: ElectraForJointPreTraining,
+        masters: MasterWeights | ShardedWeights,
+        config: PretrainConfig,
+        ranks: Ranks,
     ) -> None:
         self.model, self.masters, self.ranks = model, masters, ranks
         self.seed, self.max_tokens = config.training.seed, config.training.micro_batch_tokens
         forward = compiled(model, config) if config.training.compile else model
         uses_all = config.objectives == {"joint"}
-        self.replicas = (
-            Replicas(model, forward, masters, ranks, uses_all=uses_all) if ranks.is_grouped else Alone(forward, masters)
+        self.shards = isinstance(masters, ShardedWeights)
+        copies = ranks.is_grouped and not self.shards
+        self.model_of_ranks = (
+            Replicas(model, forward, masters, ranks, uses_all=uses_all) if copies else Plain(forward, masters)
         )
         self._recent: deque[tuple[int, Share, str]] = deque(maxlen=2)
 
@@ -290,6 +303,8 @@ class _Gradients:
         device = self.ranks.device
         seeds = {"seed": step_seed(self.seed, step), "mask_seed": masking_seed(self.seed, share.whole.epoch)}
         pieces = micro_batches(share.batch, self.max_tokens)
+        # With FSDP all ranks compute equally often: those with fewer pieces do their last again, for nothing.
+        times = self.ranks.most(len(pieces)) if self.shards and self.max_tokens else len(pieces)
         counts: dict[str, Any] = {}
         if len(pieces) > 1 or self.ranks.is_grouped:
             masked_count = count_predicted(self.model, share.whole, objective, seeds["mask_seed"])
@@ -298,15 +313,18 @@ class _Gradients:
         torch.manual_seed(seeds["seed"] ^ self.ranks.rank)
         self.masters.clear_gradients()
         totals = StepTotals()
-        for index, piece in enumerate(pieces):
+        for index in range(times):
             if index and give_up and not self.ranks.is_grouped:
                 return None
-            with self.replicas.exchanging(is_last=index == len(pieces) - 1):
-                inputs = model_inputs(piece.to(device), **seeds)
-                out = self.replicas.forward(**inputs, **counts, objective=objective)
-                (out.loss * scale).backward()
-            self.replicas.take_gradients()
-            totals.add(out)
+            counts_for_something = index < len(pieces)
+            with self.model_of_ranks.exchanging(is_last=index == times - 1):
+                inputs = model_inputs(pieces[min(index, len(pieces) - 1)].to(device), **seeds)
+                out = self.model_of_ranks.forward(**inputs, **counts, objective=objective)
+                (out.loss * (scale if counts_for_something else 0.0)).backward()
+            self.model_of_ranks.take_gradients()
+            if counts_for_something:
+                totals.add(out)
+        self.masters.complete_gradients()
         return totals
 
     def explain(self, step: int, scale: Tensor) -> str:
@@ -315,7 +333,9 @@ class _Gradients:
         totals = self.compute(step, share, objective, scale)
         assert totals is not None
         gradients = ((name, master.grad) for name, master in self.masters.named_parameters())
-        found = cause(self.model.named_parameters(), self.ranks.sum(totals.losses).items(), gradients)
+        weights = self.masters if self.shards else self.model
+        losses = zip(totals.losses, self.ranks.sum(totals.losses.values()), strict=True)
+        found = cause(weights.named_parameters(), losses, gradients)
         return (
             f"step {step + 1} ({objective}) is not finite: {found}. Its update was not made, and the checkpoints are "
             "from before. Lower optimizer.lr or raise optimizer.warmup_steps, and go on with --resume from the newest "

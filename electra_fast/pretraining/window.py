@@ -80,7 +80,8 @@ class Window:
 
     def read(self, ranks: Ranks, peak_flops: float | None = None) -> dict[str, Any]:
         """The row of a report, and the window begins anew. All ranks read at once."""
-        sums = {name: value.cpu() for name, value in (ranks.sum(self._sums) | self._known).items()}
+        sums = dict(zip(self._sums, ranks.sum(self._sums.values()), strict=True)) | self._known
+        sums = {name: value.cpu() for name, value in sums.items()}
         seconds = max(time.perf_counter() - self.started, 1e-9)
         row: dict[str, Any] = {}
         for name in sorted(sums):
