@@ -116,10 +116,12 @@ def _serve() -> None:
     import torch
 
     from electra_fast.cli import main
+    from electra_fast.pretraining.config_file import read_config
 
-    always = ("electra_fast.pretraining.config_file", "electra_fast.pretraining.train", "matplotlib.figure")
+    always = ("electra_fast.pretraining.train", "matplotlib.figure", "transformers.models.auto.tokenization_auto")
     for name in (*always, *os.environ["FAULTS_IMPORTS"].split()):
         importlib.import_module(name)
+    read_config("tiny")  # makes the parser of config files, which every run needs
 
     torch.set_num_threads(1)  # a pool of threads would not be there after a fork
     running: set[int] = set()

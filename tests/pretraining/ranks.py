@@ -145,4 +145,9 @@ def read_passes(path: Path, ranks: int) -> list[list[list[dict[str, Any]]]]:
 
 def sequences(step: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The sequences of a step of all ranks, in their order."""
-    return [sequence for passes in step for facts in passes for sequence in facts["sequences"]]
+    return [sequence for passes in step for facts in counted(passes) for sequence in facts["sequences"]]
+
+
+def counted(passes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without repetitions of the last pass: with FSDP a rank that has fewer micro-batches keeps the others company."""
+    return [facts for index, facts in enumerate(passes) if index == 0 or facts != passes[index - 1]]
