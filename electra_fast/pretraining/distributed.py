@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,17 +139,20 @@ def open_ranks(settings: TrainingConfig) -> Iterator[Ranks]:
             f"rank {rank} of {world_size} did not find the others at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']} within {settings.timeout_seconds} s: {_line(error)}"
         ) from error
+    ranks = Ranks(device, rank, world_size, is_grouped=True)
     try:
-        yield Ranks(device, rank, world_size, is_grouped=True)
-        dist.barrier()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nobody writes into
+            yield ranks
+            ranks.wait()
     except Exception as error:
         if not _is_first_to_tell(store):
             raise RankStopped(f"rank {rank} ends with the run: another rank says why") from error
         if not _is_about_ranks(error):
             raise
         raise RankLost(
-            f"rank {rank} lost another rank, or it did not answer within {settings.timeout_seconds} s; start all ranks "
-            f"again with --resume, and the run goes on from its newest checkpoint ({_line(error)})"
+            f"rank {rank} lost another rank, which ended or did not answer within {settings.timeout_seconds} s "
+            f"({_line(error)}): start all ranks again with --resume, and the run goes on from its newest checkpoint"
         ) from error
     finally:
         dist.destroy_process_group()
@@ -207,4 +212,6 @@ def _is_about_ranks(error: BaseException) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    """What a library says went wrong, without where in its source and without advice."""
+    words = " ".join(str(error).split()).rpartition("RuntimeError: ")[2]
+    return re.sub(r"\[\S+:\d+\] *|\. .*", "", words)[:200]

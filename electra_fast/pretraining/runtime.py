@@ -54,8 +54,12 @@ def open_data(config: PretrainConfig) -> tuple[Loader, Loader | None]:
 
 
 @contextmanager
-def deferred_signals() -> Iterator[list[str]]:
-    """Within the block ctrl-C and SIGTERM are noted in the list instead of raised; a second ctrl-C stops at once."""
+def deferred_signals(*, until_error_is_told: bool = False) -> Iterator[list[str]]:
+    """Within the block ctrl-C and SIGTERM are noted in the list instead of raised; a second ctrl-C stops at once.
+
+    `until_error_is_told`: after an error in the block too. When torchrun loses a rank it sends SIGTERM to the others,
+    who must live to say what happened.
+    """
     received: list[str] = []
 
     def note(number: int, frame: Any) -> None:
@@ -68,10 +72,14 @@ def deferred_signals() -> Iterator[list[str]]:
     except ValueError:  # not the main thread, where no handler can be set: signals go to whoever runs us
         yield received
         return
+    restores = True
     try:
         yield received
+    except Exception:
+        restores = not until_error_is_told
+        raise
     finally:
-        for number, handler in before.items():
+        for number, handler in before.items() if restores else ():
             signal.signal(number, handler)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from electra_fast.data.loader import Batch
 from electra_fast.data.prefetch import Prefetcher
 from electra_fast.data.tokenizer import save_tokenizer
 from electra_fast.models import ElectraForJointPreTraining
@@ -30,13 +31,7 @@ from electra_fast.pretraining.build import (
     compiled,
     copy_generator_to_discriminator,
 )
-from electra_fast.pretraining.checkpoint import (
-    DamagedCheckpoint,
-    check_state,
-    checkpoint_tensors,
-    load_newest,
-    save_checkpoint,
-)
+from electra_fast.pretraining.checkpoint import DamagedCheckpoint, check_state, save_checkpoint
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 from electra_fast.pretraining.curves import plot_curves
 from electra_fast.pretraining.distributed import Ranks, open_ranks
@@ -44,7 +39,7 @@ from electra_fast.pretraining.evaluation import HeldOut, Loader
 from electra_fast.pretraining.finite import FiniteWatch, NonFiniteLoss, cause, not_finite
 from electra_fast.pretraining.metrics import MetricsLog
 from electra_fast.pretraining.optimizer import build_optimizer, learning_rate, state_tensors
-from electra_fast.pretraining.parallel import Plain, Replicas
+from electra_fast.pretraining.parallel import Plain, Replicas, load_for_all
 from electra_fast.pretraining.phases import Phase, Progress, resolve_phases
 from electra_fast.pretraining.precision import LossScale, MasterWeights
 from electra_fast.pretraining.probe import Probe
@@ -110,18 +105,16 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     precision = getattr(torch, settings.precision)
-    shards = ranks.is_grouped and settings.parallel == "fsdp"
-    masters = ShardedWeights(model, precision, ranks) if shards else MasterWeights(model, precision)
+    if ranks.is_grouped and settings.parallel == "fsdp":
+        masters = ShardedWeights(model, precision, ranks)
+    else:
+        masters = MasterWeights(model, precision)
     optimizer = build_optimizer(masters, config.optimizer)
     scale = LossScale(device, is_dynamic=settings.precision == "float16")
     check = partial(_check_checkpoint, config, phases, loader.content_hash)
-    checkpoint = None
-    if goes_on:
-        whole = masters.whole_state(optimizer)
-        checkpoint = ranks.from_first(lambda: _load(output, *whole, check))
+    checkpoint = load_for_all(output / "checkpoints", masters, optimizer, check, ranks) if goes_on else None
     now = Progress()
     if checkpoint is not None:
-        masters.load_state(whole, optimizer) if shards else ranks.spread(checkpoint_tensors(masters, optimizer))
         now = _progress(checkpoint[1])
         scale.load(checkpoint[1])
         masters.give_weights()
@@ -191,9 +184,11 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
         dynamic_ncols=True,
     )
     place_of_rank = {"rank": ranks.rank, "world_size": ranks.world_size}
-    batches = Prefetcher(SharedLoader(loader), start=now.step, pin_memory=device.type == "cuda", **place_of_rank)
+    shared = SharedLoader(loader, run.count_predicted, config.objectives)
+    batches = Prefetcher(shared, start=now.step, pin_memory=device.type == "cuda", **place_of_rank)
     stopped = None  # by a signal
-    with deferred_signals() as received, bar, log or nullcontext(), batches:
+    signals = deferred_signals(until_error_is_told=ranks.is_grouped)
+    with signals as received, bar, log or nullcontext(), batches:
         while not (stopped := ranks.agree(received)):
             phase = phases[now.phase]
             if now.is_over(phase):
@@ -234,7 +229,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
             waits = bool(logs or evaluates or probes or saves)
             stop_if_not_finite(before=now.step if waits else now.step - 1)
             flops = step_flops(model, share.batch, objective) if peak else None
-            window.add(totals, norm, overflowed, tokens=share.whole.num_tokens, flops=flops)
+            window.add(totals, norm, overflowed, tokens=share.num_tokens, flops=flops)
 
             if logs:
                 report(lr)
@@ -301,14 +296,14 @@ class _Gradients:
         """
         self._recent.append((step, share, objective))
         device = self.ranks.device
-        seeds = {"seed": step_seed(self.seed, step), "mask_seed": masking_seed(self.seed, share.whole.epoch)}
+        seeds = {"seed": step_seed(self.seed, step), "mask_seed": masking_seed(self.seed, share.batch.epoch)}
         pieces = micro_batches(share.batch, self.max_tokens)
         # With FSDP all ranks compute equally often: those with fewer pieces do their last again, for nothing.
         times = self.ranks.most(len(pieces)) if self.shards and self.max_tokens else len(pieces)
         counts: dict[str, Any] = {}
         if len(pieces) > 1 or self.ranks.is_grouped:
-            masked_count = count_predicted(self.model, share.whole, objective, seeds["mask_seed"])
-            counts = {"masked_count": masked_count.to(device), "token_count": float(share.whole.num_tokens)}
+            predicted = share.predicted or {objective: self.count_predicted(share.batch, objective)}
+            counts = {"masked_count": predicted[objective].to(device), "token_count": float(share.num_tokens)}
         # A vendor's attention draws its dropout from it: on each rank another.
         torch.manual_seed(seeds["seed"] ^ self.ranks.rank)
         self.masters.clear_gradients()
@@ -326,6 +321,10 @@ class _Gradients:
                 totals.add(out)
         self.masters.complete_gradients()
         return totals
+
+    def count_predicted(self, batch: Batch, objective: str) -> Tensor:
+        """How many tokens of a whole batch the generator's loss is over."""
+        return count_predicted(self.model, batch, objective, masking_seed(self.seed, batch.epoch))
 
     def explain(self, step: int, scale: Tensor) -> str:
         """What went wrong in `step`, which is computed once more: no update has followed it."""
@@ -358,12 +357,6 @@ def _headline(
         names = ", ".join(f"{phase.objective} (at most {phase.steps:,} steps)" for phase in phases)
         text += f"\nPhases: {names}; this is phase {now.phase + 1}"
     return text
-
-
-def _load(output: Path, *what: Any) -> tuple[str, dict[str, Any]] | None:
-    """`load_newest`, as JSON can hold it."""
-    found = load_newest(output / "checkpoints", *what)
-    return None if found is None else (str(found[0]), found[1])
 
 
 def _progress(state: dict[str, Any]) -> Progress:

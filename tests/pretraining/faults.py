@@ -60,8 +60,8 @@ class Machine:
 
     def start(self, arguments: list[str], name: str = "", **options: Any) -> int:
         """Start a command line; returns its process id. Options as in `run`; what it prints goes by `name`."""
-        for stream in ("out", "err"):
-            (self.folder / f"{stream}{name}").unlink(missing_ok=True)
+        for stream in ("out", "err"):  # there also for a run that is killed before it opens them
+            (self.folder / f"{stream}{name}").write_bytes(b"")
         self._send({"arguments": arguments, "folder": str(self.folder), "name": name, **options})
         self._started = int(self._receive()), name
         return self._started[0]
