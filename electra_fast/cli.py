@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_told_beside(error: Exception) -> bool:
-    """Whether the first of torchrun's processes on this machine tells the same: they share command line and config file."""
+    """Whether the first of torchrun's processes on this machine tells the same: they share arguments and files."""
     return isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 

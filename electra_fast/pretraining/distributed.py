@@ -181,10 +181,10 @@ def _place(environment: Mapping[str, str], settings: TrainingConfig) -> tuple[in
 def _open_stores(rank: int, timeout: timedelta) -> tuple[dist.Store, dist.Store]:
     """Where the ranks find each other, and where they note which one has told of an error.
 
-    torchrun's agent has a store that outlives the ranks, with what lost ranks have left in it: after a restart, new ones
-    would look for those. So rank 0 opens one of its own and tells its port through the agent's. Where that is still the
-    port of a rank 0 that is gone, nobody answers there. (The number of restarts names an attempt too, but agents of several
-    machines count it differently.)
+    torchrun's agent has a store that outlives the ranks, with what lost ranks have left in it: after a restart, new
+    ones would look for those. So rank 0 opens one of its own and tells its port through the agent's. Where that is
+    still the port of a rank 0 that is gone, nobody answers there. (The number of restarts names an attempt too, but
+    agents of several machines count it differently.)
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # rank 0 has opened it just now
