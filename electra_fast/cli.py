@@ -444,7 +444,8 @@ def _pretrain_parser() -> ArgumentParser:
         "--config small --data.train corpus --output runs/small --resume",
         more=f"\n\nRecipes: {recipes}.\n"
         "A config file is YAML with the keys below; options given here come before it, and it before the defaults.\n"
-        "Ctrl-C and SIGTERM save a checkpoint and stop.",
+        "Ctrl-C and SIGTERM save a checkpoint and stop.\n\n"
+        "Several processes: torchrun --nproc-per-node 8 --no-python electra-fast pretrain ...",
     )
     parser.add_argument("--config", type=str, metavar="FILE", help="a config file, or the name of a recipe")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")

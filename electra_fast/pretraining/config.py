@@ -452,7 +452,8 @@ class TrainingConfig:
         log_every: steps between lines of metrics.jsonl.
         parallel: what several ranks (torchrun) do: ddp: each holds the whole model; fsdp: each holds a part of all
             weights, gradients and moments; auto: ddp.
-        timeout_seconds: how long ranks wait for one another before they take one for lost.
+        timeout_seconds: how long ranks wait for one another before they take one for lost: longer than rank 0 takes
+            for an evaluation, a probe or a checkpoint.
         trackers: where to send the metrics too: tensorboard, wandb, or tensorboard,wandb; null: nowhere.
         eval_every: steps between evaluations on data.valid; 0: only at the end.
         eval_batches: batches of data.valid in each of them.
@@ -548,6 +549,12 @@ class PretrainConfig:
             "training.cuda_graphs",
             graphs,
             "false, or come with training.compile and data.fixed_shapes, and without training.micro_batch_tokens",
+        )
+        _check(
+            not (graphs and self.training.parallel == "fsdp"),
+            "training.cuda_graphs",
+            graphs,
+            "false with training.parallel fsdp, which gathers weights layer by layer",
         )
         for index, phase in enumerate(self.schedule):
             self._check_phase(f"schedule[{index}]", phase)

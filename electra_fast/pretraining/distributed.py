@@ -45,6 +45,7 @@ class Ranks:
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    local_rank: int = 0  # on its machine
     is_grouped: bool = False
 
     @property
@@ -138,15 +139,17 @@ def open_ranks(settings: TrainingConfig) -> Iterator[Ranks]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     except (RuntimeError, ValueError, OSError) as error:
         raise RankLost(
-            f"rank {rank} of {world_size} did not find the others at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']} within {settings.timeout_seconds} s: {_line(error)}"
+            f"rank {rank} of {world_size} can't join the others at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']} (waiting at most {settings.timeout_seconds} s): {_line(error)}"
         ) from error
-    ranks = Ranks(device, rank, world_size, is_grouped=True)
+    ranks = Ranks(device, rank, world_size, local_rank, is_grouped=True)
+    ends_well = False
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nobody writes into
             yield ranks
             ranks.wait()
+        ends_well = True
     except Exception as error:
         if not _is_first_to_tell(told):
             raise RankStopped(f"rank {rank} ends with the run: another rank says why") from error
@@ -157,7 +160,9 @@ def open_ranks(settings: TrainingConfig) -> Iterator[Ranks]:
             f"({_line(error)}): start all ranks again with --resume, and the run goes on from its newest checkpoint"
         ) from error
     finally:
-        dist.destroy_process_group()
+        # NCCL would wait for what a lost rank can't finish any more; gloo lets the others know that this one has ended.
+        if ends_well or device.type == "cpu":
+            dist.destroy_process_group()
 
 
 def _place(environment: Mapping[str, str], settings: TrainingConfig) -> tuple[int, int, int] | None:
@@ -240,7 +245,8 @@ _ABOUT_RANKS = ("gloo", "nccl", "closed by peer", "connection", "timed out", "ti
 def _is_about_ranks(error: BaseException) -> bool:
     """Whether torch.distributed says that it could not reach another rank."""
     words = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in words for word in _ABOUT_RANKS)
+    is_theirs = type(error) is RuntimeError or isinstance(error, dist.DistError)  # ours have classes of their own
+    return is_theirs and any(word in words for word in _ABOUT_RANKS)
 
 
 def _line(error: BaseException) -> str:

@@ -29,8 +29,8 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def open_data(config: PretrainConfig) -> tuple[Loader, Loader | None]:
-    """The batches to learn from, and those to measure on.
+def open_data(config: PretrainConfig, *, verify: bool = True) -> tuple[Loader, Loader | None]:
+    """The batches to learn from, and those to measure on; `verify` compares the corpora's checksums.
 
     Raises:
         ConfigError: no corpus is named, or one is of another tokenizer. ValueError: a damaged one.
@@ -40,10 +40,10 @@ def open_data(config: PretrainConfig) -> tuple[Loader, Loader | None]:
         raise ConfigError(
             "data.train is not set: give the folder that `electra-fast prepare` wrote (--data.train FOLDER)"
         )
-    train = open_loader(data, config.training.seed)
+    train = open_loader(data, config.training.seed, verify=verify)
     if data.valid is None:
         return train, None
-    valid = open_loader(data, EVALUATION_SEED, held_out=True)
+    valid = open_loader(data, EVALUATION_SEED, held_out=True, verify=verify)
     ours, theirs = train.corpora[0], valid.corpora[0]
     if theirs.meta.tokenizer_sha256 != ours.meta.tokenizer_sha256:
         raise ConfigError(

@@ -92,7 +92,7 @@ def pretrain(
 
 def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: bool, shows: bool) -> PretrainResult:
     output, settings, device = Path(config.output), config.training, ranks.device
-    loader, valid_loader = open_data(config)
+    loader, valid_loader = open_data(config, verify=ranks.local_rank == 0)  # once a machine
     loader.check_world(ranks.world_size)
     tokenizer = loader.corpora[0].load_tokenizer()  # a damaged one is better noticed now than after the training
     ranks.check_same({"corpus": loader.content_hash, "device": device.type} | settings_of_all_ranks(config))
