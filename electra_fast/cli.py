@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + 13  # SIGPIPE, which Windows does not name
     except Exception as error:
         if message := users_mistake(error):
-            print(f"error: {message}", file=sys.stderr)
+            if not _is_told_beside(error):
+                print(f"error: {message}", file=sys.stderr)
             _drop_output()
             return 2
         traceback.print_exc()
@@ -76,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _is_told_beside(error: Exception) -> bool:
+    """Whether the first of torchrun's processes on this machine tells the same: they share arguments and files."""
+    return isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def users_mistake(error: Exception) -> str | None:
@@ -450,7 +456,7 @@ def _pretrain_parser() -> ArgumentParser:
 
 
 def _pretrain(args: Any, given: list[str]) -> int:
-    from electra_fast.pretraining.config import recipe_names
+    from electra_fast.pretraining.config import ConfigError, recipe_names
     from electra_fast.pretraining.config_file import read_config
 
     settings = {key: value for key, value in args.items() if key not in RUN_OPTIONS}
@@ -461,7 +467,10 @@ def _pretrain(args: Any, given: list[str]) -> int:
     resume, overwrite = "resume" in args, "overwrite" in args
     if resume and overwrite:
         raise UsageError("--resume goes on with a run and --overwrite deletes it: give one of them")
-    config = read_config(args.config, settings)
+    try:
+        config = read_config(args.config, settings)
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
 
     from electra_fast.allocator import keep_freed_memory, return_freed_memory
     from electra_fast.pretraining.distributed import RankStopped
