@@ -203,8 +203,10 @@ def _demo_parser() -> ArgumentParser:
 
 
 def _demo(args: Any, _: list[str]) -> int:
+    from electra_fast.data.remote import check_local
     from electra_fast.demo import run_demo
 
+    check_local(args.output, "--output")
     return run_demo(Path(args.output), seed=args.seed, steps=args.steps, overwrite=args.overwrite)
 
 
@@ -235,7 +237,8 @@ def _add_inputs(parser: ArgumentParser) -> None:
         type=str,
         nargs="+",
         metavar="INPUT",
-        help="files, compressed (gzip, bzip2, xz, zstd) or not; folders of a dataset; hf://NAME[/CONFIG][:SPLIT]",
+        help="files, compressed (gzip, bzip2, xz, zstd) or not; folders of a dataset; hf://NAME[/CONFIG][:SPLIT]; URLs "
+        "(s3://, gs://, https://, ...: what fsspec knows), and patterns of them as 's3://texts/*.jsonl.zst'",
     )
     parser.add_argument(
         "--format",
@@ -282,8 +285,10 @@ def _tokenizer_parser() -> ArgumentParser:
 
 
 def _tokenizer(args: Any, _: list[str]) -> int:
+    from electra_fast.data.remote import check_local
     from electra_fast.data.tokenizer_training import TRAINERS
 
+    check_local(args.output, "--output")
     output = Path(args.output)
     existing = any(output.iterdir()) if output.is_dir() else output.exists()
     if existing and not (args.overwrite and (output / "tokenizer.json").is_file()):
@@ -322,7 +327,7 @@ def _prepare_parser() -> ArgumentParser:
     parser.add_argument(
         "--tokenizer", type=str, required=True, metavar="PATH", help="a tokenizer's folder, or a BERT vocab.txt"
     )
-    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="new folder of the corpus")
+    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="new folder of the corpus, or a URL")
     parser.add_argument("--workers", type=int, default=1, help="processes; as many as there are cores is fastest")
     parser.add_argument(
         "--deduplicate",
@@ -402,7 +407,7 @@ def _data_parser() -> ArgumentParser:
         more="\n\nDocuments, tokens, unused entries of the vocabulary, the share of [UNK], lengths, and examples.",
     )
     parser.add_argument("action", type=str, choices=["stats"], metavar="stats", help="what to show: figures")
-    parser.add_argument("folder", type=str, metavar="FOLDER", help="a prepared corpus")
+    parser.add_argument("folder", type=str, metavar="FOLDER", help="a prepared corpus, or its URL")
     parser.add_argument("--png", type=str, metavar="FILE", help="draw the documents' lengths")
     parser.add_argument("--overwrite", action="store_true", help="replace the picture if there is one")
     parser.add_argument("--json", action="store_true", help="the same as JSON")

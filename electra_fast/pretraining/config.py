@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from electra_fast.arguments import nearest
+from electra_fast.data.remote import is_url
 
 
 class ConfigError(ValueError):
@@ -201,10 +202,10 @@ class DataConfig:
     """Prepared corpora (`electra-fast prepare`) and how they are cut into batches.
 
     Args:
-        train: folder of the corpus to learn from.
+        train: folder of the corpus to learn from, or its URL (s3://..., gs://...), of which a copy is cached.
         mixture: several corpora instead of `train`, each with its path and weight.
         alpha: without weights, shares in a mixture are size^alpha: 1 in proportion, 0 even; 0.3 is usual for languages.
-        valid: folder of a corpus for held-out metrics, prepared with the same tokenizer; null: none.
+        valid: the same of a corpus for held-out metrics, prepared with the same tokenizer; null: none.
         max_length: tokens a sequence, special tokens included.
         batch_size: sequences a step.
         batch_tokens: about so many tokens a step, instead of batch_size; null: batch_size.
@@ -529,6 +530,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         _check(self.output != "", "output", self.output, "the folder of the run")
         _check_path("output", self.output)
+        here = "a folder on this machine: a run writes where it can flush and rename; copy what you want elsewhere"
+        _check(not is_url(self.output), "output", self.output, here)
         _check(
             self.data.longest <= self.model.max_position_embeddings,
             "data.max_length",

@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from electra_fast.data import prepare as prepare_module
+from electra_fast.data import encoding
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.prepare import prepare
 from electra_fast.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
@@ -54,7 +54,7 @@ def test_tokens_are_the_tokenizers_own(tmp_path: Path, tokenizer, rng_seed: int,
 
 
 def test_same_bytes_for_any_number_of_workers(tmp_path: Path, tokenizer, rng_seed: int, monkeypatch) -> None:
-    monkeypatch.setattr(prepare_module, "CHUNK_CHARACTERS", 500)
+    monkeypatch.setattr(encoding, "CHUNK_CHARACTERS", 500)
     g = np.random.default_rng(rng_seed)
     paths = [write_text(tmp_path / f"{i}.txt", random_documents(g, 60)) for i in range(2)]
     jsonl = tmp_path / "2.jsonl"
@@ -89,7 +89,7 @@ def test_over_65535_ids_are_uint32(tmp_path: Path, rng_seed: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_on_the_way_leaves_nothing(tmp_path: Path, tokenizer, monkeypatch, workers: int) -> None:
-    monkeypatch.setattr(prepare_module, "CHUNK_CHARACTERS", 10)
+    monkeypatch.setattr(encoding, "CHUNK_CHARACTERS", 10)
     source = tmp_path / "a.txt"
     source.write_bytes(b"fine words here\n\n" * 100 + b"bad \xe9 byte\n")
     (tmp_path / "out").mkdir()
