@@ -21,7 +21,7 @@ def find_tensorflow_checkpoint(path: Path) -> Path:
         ValueError: there is none, or there are several and the folder's file `checkpoint` names none of them; it is of
             another format.
     """
-    if _index(path).is_file():
+    if path.name and _index(path).is_file():
         return path
     if (match := _PART.fullmatch(path.name)) and _index(path.with_name(match["prefix"])).is_file():
         return path.with_name(match["prefix"])
@@ -75,6 +75,10 @@ def _about_transformers(given: Path, folders: list[Path]) -> str:
 def _about_file(path: Path) -> str:
     if not path.exists():
         return f"{path} is not there: {_ADVICE}"
+    if match := _PART.fullmatch(path.name):
+        return (
+            f"{match['prefix']}.index is not beside {path}: a checkpoint is that file and those with .data in the name"
+        )
     if path.suffix in _PICKLES:
         return (
             f"{path} is a file of PyTorch's, a pickle, and loading a pickle can run any program that its author put "

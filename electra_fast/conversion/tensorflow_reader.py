@@ -26,7 +26,7 @@ class StoredArray:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         try:
             return np.asarray(self.reader.get_tensor(self.name), dtype=dtype)
-        except _errors() as error:
+        except Exception as error:  # of a damaged file TensorFlow raises whatever comes, IndexError too
             raise _damaged(self.prefix, error) from error
 
 
@@ -37,24 +37,20 @@ def read_tensorflow(prefix: Path) -> Mapping[str, StoredArray]:
         ValueError: TensorFlow is not installed, or the checkpoint is damaged, which may show first when an array is
             asked for.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else it tells what the CPU can do; read at import
+    # Read when it is imported: else it tells on standard error what the CPU can do, which no reading needs.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     tensorflow = require("tensorflow", extra="tensorflow", purpose="Checkpoints of TensorFlow")
     try:
         reader = tensorflow.train.load_checkpoint(str(prefix))
         dtypes = reader.get_variable_to_dtype_map()
         shapes = reader.get_variable_to_shape_map()
-    except _errors() as error:
+    except Exception as error:  # as above
         raise _damaged(prefix, error) from error
     return {
         name: StoredArray(reader, prefix, name, tuple(shape), np.dtype(dtypes[name].as_numpy_dtype))
         for name, shape in shapes.items()
     }
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    import tensorflow
-
-    return (tensorflow.errors.OpError, RuntimeError, ValueError)
 
 
 def _damaged(prefix: Path, error: Exception) -> ValueError:

@@ -101,8 +101,8 @@ def random_weights(sizes: Sizes, rng: np.random.Generator) -> Arrays:
     def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name.endswith("gamma"):
             return rng.uniform(0.5, 1.5, shape)
-        fan_in = shape[0] if name.endswith("kernel") else 25
-        return rng.standard_normal(shape) / math.sqrt(fan_in)
+        deviation = 1 / math.sqrt(shape[0]) if name.endswith("kernel") else 0.2 if len(shape) == 1 else 0.05
+        return deviation * rng.standard_normal(shape)
 
     return {name: drawn(name, shape).astype(np.float32) for name, shape in shapes(sizes).items()}
 
@@ -149,9 +149,7 @@ class Electra:
     def embeddings(self, scope: str) -> str:
         return scope if f"{scope}/embeddings/word_embeddings" in self.weights else "electra"
 
-    def encode(
-        self, scope: str, ids: np.ndarray, mask: np.ndarray, types: np.ndarray, heads: int | None
-    ) -> np.ndarray:
+    def encode(self, scope: str, ids: np.ndarray, mask: np.ndarray, types: np.ndarray, heads: int | None) -> np.ndarray:
         tables = f"{self.embeddings(scope)}/embeddings"
         hidden = self.weights[f"{tables}/word_embeddings"][ids]
         hidden = hidden + self.weights[f"{tables}/token_type_embeddings"][types]
@@ -200,7 +198,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
 _RENAMED = [
     (r"^electra\.", "SCOPE/"),
     (r"\.layer\.(\d+)\.", r"/layer_\1/"),
-    (r"dense_prediction\.", "dense_1/"),
+    (r"dense_prediction\.", "dense_1."),
     (r"generator_lm_head\.bias$", "generator_predictions/output_bias"),
     (r"LayerNorm\.weight$", "LayerNorm/gamma"),
     (r"LayerNorm\.bias$", "LayerNorm/beta"),
@@ -221,8 +219,10 @@ def google_weights(generator: nn.Module | None, discriminator: nn.Module | None,
                 name = re.sub(pattern, replacement, name)
             in_electra = sharing == "all" or (sharing == "embeddings" and name.startswith("SCOPE/embeddings/"))
             name = name.replace("SCOPE", "electra" if in_electra else scope)
-            array = tensor.numpy()
-            found[name] = np.ascontiguousarray(array.T if name.endswith("/kernel") else array)
+            array = tensor.detach().numpy()
+            array = np.ascontiguousarray(array.T if name.endswith("/kernel") else array)
+            assert name not in found or found[name].tobytes() == array.tobytes(), f"{name} is not one"
+            found[name] = array
     return found
 
 

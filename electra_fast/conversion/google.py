@@ -48,6 +48,7 @@ class Converted:
         tie: how generator and discriminator share weights; None where there are not both.
         is_joint: the whole loads as `ElectraForJointPreTraining`.
         vocabulary: how many entries the tokenizer has; None where there is no tokenizer.
+        lowercase: it folds case.
         step: how many steps the model was trained for; None where the checkpoint does not say.
         slots: how many variables of the optimizer were left out.
         left_out: other variables that were left out.
@@ -59,6 +60,7 @@ class Converted:
     tie: str | None
     is_joint: bool
     vocabulary: int | None
+    lowercase: bool
     step: int | None
     slots: int
     left_out: list[str]
@@ -130,9 +132,9 @@ def convert_variables(
     _check_new(output)
     layout = read_layout(variables, checkpoint, encoder_only=encoder_only)
     arguments = configured(layout, hparams, checkpoint)
+    lowercase = hparams.lowercase is not False if lowercase is None else lowercase
     tokenizer = None
     if vocab is not None:
-        lowercase = hparams.lowercase is not False if lowercase is None else lowercase
         tokenizer = _load_tokenizer(Path(vocab), lowercase, arguments)
     configs = {kind: ElectraConfig(**given) for kind, given in arguments.items()}
     _check_arrays(variables, checkpoint, layout, configs)
@@ -162,10 +164,33 @@ def convert_variables(
         tie=layout.tie if is_pair else None,
         is_joint=is_pair and tokenizer is not None,
         vocabulary=None if tokenizer is None else len(tokenizer),
+        lowercase=lowercase,
         step=int(np.asarray(variables[GLOBAL_STEP])) if GLOBAL_STEP in variables else None,
         slots=len(layout.slots),
         left_out=layout.left_out,
     )
+
+
+def render(converted: Converted) -> None:
+    """Print what was made of what, and what was left out."""
+    for kind, folder in converted.folders.items():
+        config = converted.configs[kind]
+        heads = f"{config.num_attention_heads} x {config.hidden_size // config.num_attention_heads}"
+        print(
+            f"{folder}: {config.num_hidden_layers} layers, hidden size {config.hidden_size} (heads: {heads}), "
+            f"embedding size {config.embedding_size}, {config.vocab_size:,} tokens"
+        )
+    steps = "" if converted.step is None else f" after {converted.step:,} steps"
+    tied = {"shared": "embeddings shared", "untied": "nothing shared", "all": "one encoder for both"}
+    print(f"From {converted.checkpoint}{steps}" + (f"; {tied[converted.tie]}" if converted.tie else ""))
+    if converted.slots:
+        print(f"Left out: {converted.slots:,} variables of the optimizer, whose moments begin at zero again")
+    if converted.left_out:
+        print(f"Left out: {listed(converted.left_out)}")
+    if converted.vocabulary is None:
+        print("No vocab.txt: no tokenizer was written, and without [MASK] no joint model; --vocab gives one")
+    else:
+        print(f"Tokenizer: {converted.vocabulary:,} entries, {'lowercase' if converted.lowercase else 'cased'}")
 
 
 def _check_new(output: Path) -> None:
