@@ -139,6 +139,7 @@ def convert_variables(
     configs = {kind: ElectraConfig(**given) for kind, given in arguments.items()}
     _check_arrays(variables, checkpoint, layout, configs)
     weights = {kind: _weights(kind, tower, variables) for kind, tower in layout.towers.items()}
+    step = int(np.asarray(variables[GLOBAL_STEP])) if GLOBAL_STEP in variables else None
     is_pair = weights.keys() == {"discriminator", "generator"}
 
     output.mkdir(parents=True, exist_ok=True)
@@ -165,7 +166,7 @@ def convert_variables(
         is_joint=is_pair and tokenizer is not None,
         vocabulary=None if tokenizer is None else len(tokenizer),
         lowercase=lowercase,
-        step=int(np.asarray(variables[GLOBAL_STEP])) if GLOBAL_STEP in variables else None,
+        step=step,
         slots=len(layout.slots),
         left_out=layout.left_out,
     )

@@ -88,7 +88,7 @@ def read_layout(variables: Variables, checkpoint: str, *, encoder_only: bool = F
         )
     sources = {kind: part.sources(variables) for kind, part in parts.items()}
     used = {source.variable for names in sources.values() for source in names.values()}
-    slots = sorted(name for name in variables if name not in used and name.rpartition("/")[0] in used)
+    slots = sorted(name for name in variables if name not in used and name.rpartition("/")[0] in variables)
     others = sorted(set(variables) - used - set(slots) - {GLOBAL_STEP})
     strange = [name for name in others if name.startswith("electra/")] if encoder_only else others
     if used - set(variables) or strange:

@@ -16,6 +16,7 @@ import torch
 import transformers
 
 import electra_fast
+from electra_fast.cli import main
 from electra_fast.conversion import Converted, convert, convert_variables
 from electra_fast.conversion.hparams import read_hparams
 from electra_fast.data.tokenizer import load_tokenizer
@@ -197,7 +198,7 @@ def test_a_fine_tuned_checkpoint_gives_its_encoder(tmp_path: Path, vocab: Path, 
     heads["task_specific/mnli/dense/bias"] = np.zeros(3, np.float32)
     with pytest.raises(ValueError, match=r"heads of tasks \(mnli\).*--encoder_only"):
         convert_variables(with_optimizer(tuned | heads, rng), tmp_path / "out", vocab=vocab)
-    converted = convert_variables(with_optimizer(tuned, rng) | heads, tmp_path / "out", vocab=vocab, encoder_only=True)
+    converted = convert_variables(with_optimizer(tuned | heads, rng), tmp_path / "out", vocab=vocab, encoder_only=True)
     assert converted.left_out == sorted(heads)
     inputs = _inputs(SMALL, rng)
     with torch.no_grad():
@@ -373,6 +374,40 @@ def test_output_must_be_new(tmp_path: Path, rng: np.random.Generator, monkeypatc
     (tmp_path / "new" / ".partial" / "generator").mkdir(parents=True)  # of a conversion that was killed
     convert_variables(weights, tmp_path / "new")
     assert folder_bytes(tmp_path / "new") == before
+
+
+# The command
+
+
+def test_the_command_says_what_it_made_of_what(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variables = with_optimizer(random_weights(BY_NAME["base untied"], rng), rng, step=12345)
+    monkeypatch.setattr("electra_fast.conversion.google.read_tensorflow", lambda prefix: variables)
+    folder = _touch(tmp_path / "given é", *PARTS)
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
+    output = tmp_path / "out put"
+    assert main(["convert", str(folder), "--output", str(output)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    tower = "hidden size {} (heads: {} x 64), embedding size {}, 90 tokens"
+    assert shown == [
+        f"{output / 'discriminator'}: 2 layers, {tower.format(128, 2, 128)}",
+        f"{output / 'generator'}: 2 layers, {tower.format(64, 1, 64)}",
+        f"From {folder / 'model.ckpt-7'} after 12,345 steps; nothing shared",
+        f"Left out: {len(variables) // 3 * 2} variables of the optimizer, whose moments begin at zero again",
+        f"Tokenizer: {len(VOCABULARY)} entries, lowercase",
+        f"Next: electra-fast pretrain --config continue --init.run '{output}' --model.tie untied --data.train corpus "
+        "--output runs/continued",
+    ]
+    assert main(["convert", str(folder), "--output", str(output), "--lowercase", "false"]) == 2
+    assert capsys.readouterr().err == f"error: {output} holds something already: give a new folder\n"
+    bare = ["--output", str(tmp_path / "bare"), "--encoder_only"]
+    (folder / "vocab.txt").unlink()
+    assert main(["convert", str(folder), *bare]) == 0
+    shown = capsys.readouterr().out
+    assert "Left out: discriminator_predictions/dense/bias, " in shown
+    assert "No vocab.txt: no tokenizer was written" in shown
+    assert "Next:" not in shown
 
 
 # Files
