@@ -96,7 +96,7 @@ def convert(
             lacks variables or holds unknown ones, which are listed; hparams or vocabulary are of another model;
             `output` holds something.
     """
-    settings = read_hparams(hparams)
+    read_hparams(hparams)  # a mistake in them is told at once, before TensorFlow is loaded
     _check_new(Path(output))
     prefix = find_tensorflow_checkpoint(Path(checkpoint))
     beside = prefix.with_name("vocab.txt")
@@ -106,7 +106,7 @@ def convert(
         checkpoint=str(prefix),
         vocab=beside if vocab is None and beside.is_file() else vocab,
         lowercase=lowercase,
-        hparams=settings,
+        hparams=hparams,
         encoder_only=encoder_only,
     )
 
@@ -118,7 +118,7 @@ def convert_variables(
     checkpoint: str = "the checkpoint",
     vocab: str | Path | None = None,
     lowercase: bool | None = None,
-    hparams: HParams | None = None,
+    hparams: str = "{}",
     encoder_only: bool = False,
 ) -> Converted:
     """`convert` of variables that any reader may have read; needs no TensorFlow.
@@ -128,11 +128,11 @@ def convert_variables(
         checkpoint: its name in messages.
         vocab: None: there is none.
     """
-    output, hparams = Path(output), hparams or HParams()
+    output, settings = Path(output), read_hparams(hparams)
     _check_new(output)
     layout = read_layout(variables, checkpoint, encoder_only=encoder_only)
-    arguments = configured(layout, hparams, checkpoint)
-    lowercase = hparams.lowercase is not False if lowercase is None else lowercase
+    arguments = configured(layout, settings, checkpoint)
+    lowercase = settings.lowercase is not False if lowercase is None else lowercase
     tokenizer = None
     if vocab is not None:
         tokenizer = _load_tokenizer(Path(vocab), lowercase, arguments)
@@ -147,7 +147,7 @@ def convert_variables(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         if is_pair and tokenizer is not None:
-            _joint(configs, weights, layout.tie, tokenizer, hparams).save_pretrained(aside)
+            _joint(configs, weights, layout.tie, tokenizer, settings).save_pretrained(aside)
         else:
             with hidden_progress_bars():
                 for kind, state in weights.items():
@@ -252,7 +252,7 @@ def _joint(
     weights: Mapping[str, dict[str, Tensor]],
     tie: str,
     tokenizer: PreTrainedTokenizerFast,
-    hparams: HParams,
+    settings: HParams,
 ) -> ElectraForJointPreTraining:
     special = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id)
     model = ElectraForJointPreTraining(
@@ -261,7 +261,7 @@ def _joint(
         mask_token_id=tokenizer.mask_token_id,
         never_mask_ids=special,
         tie=tie,
-        **hparams.objective,
+        **settings.objective,
     )
     _loaded(model.generator, weights["generator"])
     _loaded(model.discriminator, weights["discriminator"])
