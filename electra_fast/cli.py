@@ -676,6 +676,61 @@ def _bench(args: Any, _: list[str]) -> int:
     return 0
 
 
+# convert
+
+
+def _convert_parser() -> ArgumentParser:
+    parser = _parser(
+        "convert",
+        "CHECKPOINT --output DIR [OPTIONS]",
+        "electra_small --output models/electra_small",
+        "models/mine/model.ckpt-1000000 --vocab vocab.txt --lowercase false --output models/converted",
+        "finetuning_models/mnli_model_1 --encoder_only --output models/mnli_encoder",
+        more="\n\nOf checkpoints that google-research/electra released or wrote, with TensorFlow to read them:\n"
+        "pip install 'electra-fast[tensorflow]'. No bit of a weight changes; the optimizer's variables are left out.",
+    )
+    parser.add_argument(
+        "checkpoint", type=str, metavar="CHECKPOINT", help="a folder, or a name without ending: model.ckpt-1000000"
+    )
+    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="new folder of the models")
+    parser.add_argument("--vocab", type=str, metavar="FILE", help="vocab.txt; default: the one beside the checkpoint")
+    parser.add_argument(
+        "--lowercase", type=bool | None, default=None, help="the model is uncased; if not as hparams say, or true"
+    )
+    parser.add_argument(
+        "--hparams",
+        type=str,
+        default="{}",
+        metavar="JSON",
+        help="what Google's programs were given as --hparams, JSON or a file of it: number of heads, mask_prob, ...",
+    )
+    parser.add_argument(
+        "--encoder_only",
+        action="store_true",
+        help="only the discriminator's encoder, as for a fine-tuned checkpoint, whose heads can't be converted",
+    )
+    return parser
+
+
+def _convert(args: Any, _: list[str]) -> int:
+    from electra_fast.conversion import convert, render
+
+    converted = convert(
+        args.checkpoint,
+        args.output,
+        vocab=args.vocab,
+        lowercase=args.lowercase,
+        hparams=args.hparams,
+        encoder_only=args.encoder_only,
+    )
+    render(converted)
+    if converted.is_joint:
+        tie = "" if converted.tie == "shared" else f" --model.tie {converted.tie}"
+        run = f"--init.run {shlex.quote(args.output)}{tie} --data.train corpus --output runs/continued"
+        print(f"Next: {PROG} pretrain --config continue {run}")
+    return 0
+
+
 COMMANDS = {
     "demo": Command("Train a small ELECTRA on text that is already here and look at it", _demo_parser, _demo),
     "info": Command("Show versions, devices, and which backend each operator and attention use", _info_parser, _info),
@@ -689,6 +744,9 @@ COMMANDS = {
     "inspect": Command("Colour each token by the probability that it was replaced", _inspect_parser, _inspect),
     "verify": Command("Check the fast model of a checkpoint against stock transformers", _verify_parser, _verify),
     "bench": Command("Time the fast model of a checkpoint beside stock transformers", _bench_parser, _bench),
+    "convert": Command(
+        "Turn a TensorFlow 1 checkpoint of Google's ELECTRA into transformers' format", _convert_parser, _convert
+    ),
 }
 
 if __name__ == "__main__":
