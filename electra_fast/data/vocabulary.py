@@ -18,7 +18,7 @@ SPACE = "▁"  # of SentencePiece, before the first piece of a word
 
 
 class Surface(NamedTuple):
-    """A token in the terms of any tokenizer: `##ing` of WordPiece is ("ing", False), `▁the` and `Ġthe` ("the", True)."""
+    """A token in the terms of any tokenizer: WordPiece's `##ing` is ("ing", False), `▁the` and `Ġthe` ("the", True)."""
 
     text: str
     begins_word: bool

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint in transformers' layout, ELECTRA's or BERT's, under the names that ELECTRA has for them."""
+"""The weights of a checkpoint in transformers' layout, ELECTRA's or BERT's, under ELECTRA's names."""
 
 from __future__ import annotations
 
@@ -41,46 +41,54 @@ class TowerFiles:
     folder: Path
     config: ElectraConfig
     files: tuple[Path, ...]
+    has_our_head: bool  # whether a head for masked language modelling would be computed as ELECTRA's
 
     def read(self) -> dict[str, Tensor]:
-        """The weights, float32, under ELECTRA's names: `electra.*`, `generator_predictions.*`, `generator_lm_head.bias`,
-        `discriminator_predictions.*`. What ELECTRA has no name for keeps its own.
+        """The weights, float32, under ELECTRA's names; what it has no name for keeps its own.
+
+        The word embeddings are the generator's output projection too, which has no name here.
 
         Raises:
             ValueError: a file is damaged, holds what is no floating-point number, or an output projection of its own.
         """
         weights: dict[str, Tensor] = {}
         for file in self.files:
-            try:
-                tensors = load_file(file)
-            except SafetensorError as error:
-                raise ValueError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
-            for theirs, tensor in tensors.items():
-                name = _our_name(theirs)
-                if name is None:
-                    continue
-                if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-                    raise ValueError(f"{file}: {theirs} is {tensor.dtype}: give a checkpoint that is not quantised")
-                if name in weights and not torch.equal(weights[name], tensor.float()):
+            for theirs, tensor in read_tensors(file).items():
+                name = _our_name(theirs) if self.has_our_head or not theirs.startswith("cls.") else theirs
+                if name in weights and not torch.equal(weights[name], tensor):
                     raise ValueError(f"{file}: {theirs} is there twice, under another name too, and not the same")
-                weights[name] = tensor.float()
+                weights[name] = tensor
         projection = weights.pop(PROJECTION, None)
         if projection is not None and not torch.equal(projection, weights.get(WORD_EMBEDDINGS, projection)):
             raise ValueError(
                 f"{self.folder} has an output projection that is not its word embeddings (tie_word_embeddings is "
                 "false), which a generator here can't have"
             )
-        if bad := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
-            raise ValueError(f"{self.folder}: {bad} holds infinite numbers or NaN")
         return weights
 
 
-def _our_name(name: str) -> str | None:
-    """None for a buffer, which is no weight."""
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The weights of a safetensors file in float32; not its buffers.
+
+    Raises:
+        ValueError: it is damaged, or holds other than finite floating-point numbers.
+    """
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(_BUFFERS)}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            raise ValueError(f"{file}: {name} is {tensor.dtype}: give a checkpoint that is not quantised")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{file}: {name} holds infinite numbers or NaN")
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def _our_name(name: str) -> str:
     for old, new in _OLD_NAMES.items():
         name = re.sub(rf"{re.escape(old)}$", new, name)
-    if name.endswith(_BUFFERS):
-        return None
     for theirs, ours in _PREFIXES.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
@@ -98,11 +106,12 @@ def find_tower(folder: Path) -> TowerFiles:
             f"{folder} is no folder: download the model first, e.g. `hf download NAME --local-dir FOLDER`, and give "
             "its folder; nothing is downloaded here"
         )
-    config = _read_config(folder)
+    config, kind = _read_config(folder)
+    has_our_head = kind == "electra" or config.hidden_act == "gelu"  # BERT's takes hidden_act, ELECTRA's is always gelu
     if (folder / WEIGHTS_FILE).is_file():
-        return TowerFiles(folder, config, (folder / WEIGHTS_FILE,))
+        return TowerFiles(folder, config, (folder / WEIGHTS_FILE,), has_our_head)
     if (folder / INDEX_FILE).is_file():
-        return TowerFiles(folder, config, _shards(folder))
+        return TowerFiles(folder, config, _shards(folder), has_our_head)
     others = [path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5") for path in folder.glob(pattern)]
     if not others:
         raise ValueError(f"{folder} holds no weights: {WEIGHTS_FILE} is missing")
@@ -113,7 +122,8 @@ def find_tower(folder: Path) -> TowerFiles:
     )
 
 
-def _read_config(folder: Path) -> ElectraConfig:
+def _read_config(folder: Path) -> tuple[ElectraConfig, str]:
+    """As ELECTRA's, and of which kind it was."""
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} holds no config.json, so it is no checkpoint of transformers")
@@ -129,10 +139,9 @@ def _read_config(folder: Path) -> ElectraConfig:
     # What config.json leaves out is the default of its kind of model.
     given = {**(ElectraConfig if kind == "electra" else BertConfig)().to_dict(), **content}
     try:
-        return ElectraConfig(
-            embedding_size=given["embedding_size" if kind == "electra" else "hidden_size"],
-            **{name: given[name] for name in (*_SIZES, *_OTHERS)},
-        )
+        embedding_size = given["embedding_size" if kind == "electra" else "hidden_size"]
+        names = (*_SIZES, *_OTHERS)
+        return ElectraConfig(embedding_size=embedding_size, **{name: given[name] for name in names}), kind
     except Exception as error:  # huggingface_hub's validation raises errors of its own
         raise ValueError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
 

@@ -31,11 +31,18 @@ from electra_fast.pretraining.build import (
     compiled,
     copy_generator_to_discriminator,
 )
-from electra_fast.pretraining.checkpoint import DamagedCheckpoint, check_state, load_newest, save_checkpoint
+from electra_fast.pretraining.checkpoint import (
+    DamagedCheckpoint,
+    check_state,
+    list_checkpoints,
+    load_newest,
+    save_checkpoint,
+)
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 from electra_fast.pretraining.curves import plot_curves
 from electra_fast.pretraining.evaluation import HeldOut, Loader
 from electra_fast.pretraining.finite import FiniteWatch, NonFiniteLoss, cause, not_finite
+from electra_fast.pretraining.initialize import resolve_init, start_model
 from electra_fast.pretraining.metrics import MetricsLog
 from electra_fast.pretraining.optimizer import build_optimizer, learning_rate, state_tensors
 from electra_fast.pretraining.phases import Phase, Progress, resolve_phases
@@ -86,6 +93,7 @@ def _pretrain(
     config: PretrainConfig, device: torch.device, *, resume: bool, overwrite: bool, shows: bool
 ) -> PretrainResult:
     output, settings = Path(config.output), config.training
+    config = resolve_init(config, resume=resume, overwrite=overwrite)
     loader, valid_loader = open_data(config)
     tokenizer = loader.corpora[0].load_tokenizer()  # a damaged one is better noticed now than after the training
     goes_on = check_output(output, config, resume=resume, overwrite=overwrite)
@@ -93,7 +101,11 @@ def _pretrain(
     probe = Probe.open(settings.probe, tokenizer, config.data.longest) if settings.probe.train else None
 
     torch.manual_seed(settings.seed)
-    model = build_model(config, loader.corpora[0].meta).to(device).train()
+    model = build_model(config, loader.corpora[0].meta)
+    started: list[str] = []
+    if config.init.is_given and not (goes_on and list_checkpoints(output / "checkpoints")):
+        config, started = start_model(model, config, tokenizer)
+    model = model.to(device).train()
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     masters = MasterWeights(model, getattr(torch, settings.precision))
@@ -154,7 +166,7 @@ def _pretrain(
     if shows:
         if resume:
             print(f"Resuming from {checkpoint[0]}" if checkpoint else f"No checkpoint in {output}: starting at step 0")
-        print(_headline(model, device, phases, loader, now), flush=True)
+        print(*started, _headline(model, device, phases, loader, now), sep="\n", flush=True)
     bar = tqdm(
         total=now.step + now.steps_left(phases),
         initial=now.step,
@@ -164,6 +176,8 @@ def _pretrain(
     )
     batches = Prefetcher(loader, start=now.step, pin_memory=device.type == "cuda")
     with deferred_signals() as received, bar, log, batches:
+        if started and held_out and not goes_on:  # what the weights are worth on this text
+            log.write("eval", 0, held_out.evaluate(model, phases[0].objective) | place())
         while not received:
             phase = phases[now.phase]
             if now.is_over(phase):
