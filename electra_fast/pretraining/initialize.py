@@ -319,7 +319,8 @@ class _Start:
         borrowed = weights is None
         if borrowed:
             shapes = {name.replace(".delta", ".weight"): p.shape for name, p in parameters.items()}
-            of_other = {name: w for name, w in self.weights[other].items() if name.startswith(_EMBEDDINGS)}
+            shared = "electra." if self.model.tie == "all" else _EMBEDDINGS
+            of_other = {name: w for name, w in self.weights[other].items() if name.startswith(shared)}
             weights = {name: w for name, w in of_other.items() if w.shape == shapes.get(name)}
         else:
             self._check_encoder(tower, parameters, weights)
@@ -373,7 +374,8 @@ class _Start:
     def _report(self, role: str, tower: TowerFiles | None, total: int, fresh: list[str], borrowed: bool) -> None:
         folder = self.towers[next(name for name in ROLES if name != role)].folder if tower is None else tower.folder
         line = f"{role}: {total - len(fresh)} of {total} weights from {folder}"
-        line += " (its embeddings)" if borrowed and len(fresh) < total else ""
+        if borrowed and len(fresh) < total:
+            line += " (its encoder)" if self.model.tie == "all" else " (its embeddings)"
         self.lines.append(line + (f"; fresh: {', '.join(_parts(fresh))}" if fresh else ""))
 
     def _report_left(self, role: str, tower: TowerFiles, names: list[str]) -> None:
