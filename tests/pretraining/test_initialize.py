@@ -17,6 +17,7 @@ from transformers import BertForMaskedLM, BertForPreTraining, BertModel, Electra
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.loader import BatchLoader
 from electra_fast.models import ElectraForJointPreTraining
+from electra_fast.pretraining import train as train_module
 from electra_fast.pretraining.build import build_model
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 from electra_fast.pretraining.config_file import read_config
@@ -33,6 +34,12 @@ SIZES = {
     "max_position_embeddings": 32,
 }
 TIED = ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves take longer than these runs."""
+    monkeypatch.setattr(train_module, "plot_curves", lambda metrics, target: None)
 
 
 @torch.no_grad()
@@ -521,7 +528,8 @@ def test_another_activation_and_eps_come_along(tmp_path, corpus, rng_seed):
     """A head of BERT with another activation would compute something else here: it stays fresh."""
     bert = randomised(BertForMaskedLM(bert_config(corpus, hidden_act="relu", layer_norm_eps=1e-5)))
     folder = save(bert, tmp_path / "bert", corpus)
-    model, lines, config = started(corpus, **{"init.generator": folder, "model.tie": "untied"})
+    sizes = {"model.hidden_size": 16, "model.num_hidden_layers": 1, "model.num_attention_heads": 1}
+    model, lines, config = started(corpus, **{"init.generator": folder, "model.tie": "untied"}, **sizes)
     assert (config.model.hidden_act, config.model.layer_norm_eps) == ("relu", 1e-5)
     generator, _ = saved(model, tmp_path / "saved")
     ids = real_ids(corpus)
