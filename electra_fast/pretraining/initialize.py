@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +33,7 @@ from electra_fast.models.tower_files import (
 )
 from electra_fast.pretraining.config import ConfigError, InitConfig, ModelConfig, PretrainConfig, TowerConfig
 from electra_fast.pretraining.config_file import read_config
+from electra_fast.pretraining.distributed import Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -184,12 +185,32 @@ def _smaller(generator: TowerConfig, model: ModelConfig) -> TowerConfig:
     )
 
 
+def resolve_on_first(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: bool) -> PretrainConfig:
+    """`resolve_init` by rank 0, for all: the others need not see the folders."""
+    if not config.init.is_given:
+        return config
+
+    def resolve() -> tuple[dict[str, Any], str | None]:
+        resolved = resolve_init(config, resume=resume, overwrite=overwrite)
+        return asdict(resolved.model), resolved.init.sha256
+
+    model, sha256 = ranks.from_first(resolve)
+    model = ModelConfig(**model | {"generator": TowerConfig(**model["generator"])})
+    return replace(config, model=model, init=replace(config.init, sha256=sha256))
+
+
 def start_model(
-    model: ElectraForJointPreTraining, config: PretrainConfig, tokenizer: PreTrainedTokenizerFast
+    model: ElectraForJointPreTraining, config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, ranks: Ranks
 ) -> tuple[PretrainConfig, list[str]]:
-    """`initialize` for a run: the config with the hash of what was read, and what to print."""
-    init, lines = initialize(model, config.init, tokenizer, seed=config.training.seed)
-    return replace(config, init=init), lines
+    """`initialize` by rank 0, whose weights all ranks get: the config with their hash, and what to print."""
+
+    def start() -> tuple[str | None, list[str]]:
+        init, lines = initialize(model, config.init, tokenizer, seed=config.training.seed)
+        return init.sha256, lines
+
+    sha256, lines = ranks.from_first(start)
+    ranks.spread(parameter.data for parameter in model.parameters())
+    return replace(config, init=replace(config.init, sha256=sha256)), lines
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from electra_fast.pretraining import train as train_module
 from electra_fast.pretraining.build import build_model
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 from electra_fast.pretraining.config_file import read_config
+from electra_fast.pretraining.distributed import Ranks
 from electra_fast.pretraining.initialize import resolve_init, start_model
 from electra_fast.pretraining.metrics import read_metrics
 from electra_fast.pretraining.train import pretrain
@@ -83,7 +84,7 @@ def started(
     opened = Corpus.open(corpus / train)
     torch.manual_seed(config.training.seed)
     model = build_model(config, opened.meta)
-    config, lines = start_model(model, config, opened.load_tokenizer())
+    config, lines = start_model(model, config, opened.load_tokenizer(), Ranks(torch.device("cpu")))
     return model.eval(), lines, config
 
 
