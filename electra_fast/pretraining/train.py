@@ -43,16 +43,23 @@ from electra_fast.pretraining.curves import plot_curves
 from electra_fast.pretraining.distributed import Ranks, open_ranks
 from electra_fast.pretraining.evaluation import HeldOut, Loader
 from electra_fast.pretraining.finite import FiniteWatch, NonFiniteLoss, cause, not_finite
-from electra_fast.pretraining.initialize import resolve_on_first, start_model
+from electra_fast.pretraining.initialize import start_model
 from electra_fast.pretraining.metrics import MetricsLog
 from electra_fast.pretraining.optimizer import build_optimizer, learning_rate, state_tensors
 from electra_fast.pretraining.parallel import Plain, Replicas
 from electra_fast.pretraining.phases import Phase, Progress, resolve_phases
 from electra_fast.pretraining.precision import LossScale, MasterWeights
 from electra_fast.pretraining.probe import Probe
-from electra_fast.pretraining.run_folder import check_output, claim_output, delete_run, settings_of_all_ranks
+from electra_fast.pretraining.run_folder import (
+    check_output,
+    claim_output,
+    delete_run,
+    settings_of_all_ranks,
+    settings_sha256,
+)
 from electra_fast.pretraining.runtime import deferred_signals, open_data, repeatable
 from electra_fast.pretraining.sharding import ShardedWeights
+from electra_fast.pretraining.sources import resolve_on_first
 from electra_fast.pretraining.throughput import peak_flops, step_flops
 from electra_fast.pretraining.trackers import open_trackers
 from electra_fast.pretraining.window import StepTotals, Window, show
@@ -163,7 +170,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
         bad = not_finite(state_tensors(masters, optimizer))
         if bad:
             raise NonFiniteLoss(f"after step {now.step} {bad[0]} is no number and is not saved: lower optimizer.lr")
-        state = {"corpus": loader.content_hash, **asdict(now), **scale.state()}
+        facts = {"corpus": loader.content_hash, "settings": settings_sha256(config)}
+        state = {**facts, **asdict(now), **scale.state()}
         whole = masters.whole_state(optimizer)
         if ranks.is_first:
             save_checkpoint(output / "checkpoints", now.step, *whole, state, keep=settings.keep_checkpoints)

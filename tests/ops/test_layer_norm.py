@@ -99,9 +99,7 @@ def check(
     gradient = x_hat * rstd * (dy * weight).abs().amax(1, keepdim=True)
     kept = gradient if factors is None else gradient * factors
     in_float32 = (x_hat * weight.abs(), kept, gradient, (x_hat * dy.abs()).sum(0), dy.abs().sum(0))
-    for name, result, plain_result, exact_result, units in zip(
-        NAMES, results, expected, exact, in_float32, strict=True
-    ):
+    for name, result, plain_result, exact_result, units in zip(NAMES, results, expected, exact, in_float32, strict=True):
         truth = exact_result.detach().cpu()
         atol = torch.finfo(torch.float32).eps * 4 * units.expand(dy.shape if truth.dim() > 1 else (width,))
         atol = atol.view(truth.shape) + torch.finfo(result.dtype).eps * truth.abs()

@@ -22,8 +22,9 @@ from electra_fast.pretraining.build import build_model
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 from electra_fast.pretraining.config_file import read_config
 from electra_fast.pretraining.distributed import Ranks
-from electra_fast.pretraining.initialize import resolve_init, start_model
+from electra_fast.pretraining.initialize import start_model
 from electra_fast.pretraining.metrics import read_metrics
+from electra_fast.pretraining.sources import resolve_init
 from electra_fast.pretraining.train import pretrain
 from tests.pretraining.test_phases import interrupt_after
 from tests.pretraining.test_train import same_bits
