@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -541,3 +544,24 @@ def test_another_activation_and_eps_come_along(tmp_path, corpus, rng_seed):
     assert any("fresh: generator_predictions, generator_lm_head" in line for line in lines)
     with pytest.raises(ConfigError, match="hidden_act 'swoosh' is none of"):
         build_model(read_config("tiny", {"model.hidden_act": "swoosh"}), Corpus.open(corpus / "train").meta)
+
+
+@pytest.mark.skipif(not os.environ.get("ELECTRA_FAST_TEST_ALL"), reason="slow (30 s): set ELECTRA_FAST_TEST_ALL=1")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_start_from_the_same_weights(tmp_path, corpus, parallel):
+    pretrain(run(tmp_path / "first", corpus, 3, **SMALL), progress=False)
+    settings = {"init.run": str(tmp_path / "first"), "training.log_every": 1, "training.device": "cpu"}
+    pretrain(run(tmp_path / "one", corpus, 3, **settings), progress=False)
+    config = run(tmp_path / "two", corpus, 3, **settings, **{"training.parallel": parallel})
+    (tmp_path / "two.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "electra_fast", "pretrain", "--config", str(tmp_path / "two.yaml")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("discriminator: 27 of 27 weights from") == 1
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [row["step"] for row in two] == [row["step"] for row in one]
+    for ours, theirs in zip(one, two, strict=True):
+        key = "loss" if "loss" in ours else "generator_loss"
+        assert ours[key] == pytest.approx(theirs[key], rel=1e-5)

@@ -80,5 +80,5 @@ def test_the_corpora_of_a_mixture_may_move(tmp_path, quick_config, corpus, monke
     assert pretrain(config("cut"), resume=True, progress=False).step == 4
     assert_same_end(tmp_path / "cut", tmp_path / "whole", 4)
     places.reverse()
-    with pytest.raises(ConfigError, match="not what .* was trained on"):
+    with pytest.raises(ConfigError, match=r"not what .* was trained on"):
         pretrain(config("cut", (2, 1)), resume=True, progress=False)
