@@ -31,21 +31,35 @@ from electra_fast.pretraining.build import (
     compiled,
     copy_generator_to_discriminator,
 )
-from electra_fast.pretraining.checkpoint import DamagedCheckpoint, check_state, save_checkpoint
+from electra_fast.pretraining.checkpoint import (
+    DamagedCheckpoint,
+    check_state,
+    checkpoint_tensors,
+    list_checkpoints,
+    save_checkpoint,
+)
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 from electra_fast.pretraining.curves import plot_curves
 from electra_fast.pretraining.distributed import Ranks, open_ranks
 from electra_fast.pretraining.evaluation import HeldOut, Loader
 from electra_fast.pretraining.finite import FiniteWatch, NonFiniteLoss, cause, not_finite
+from electra_fast.pretraining.initialize import start_model
 from electra_fast.pretraining.metrics import MetricsLog
 from electra_fast.pretraining.optimizer import build_optimizer, learning_rate, state_tensors
 from electra_fast.pretraining.parallel import Plain, Replicas, load_for_all
 from electra_fast.pretraining.phases import Phase, Progress, resolve_phases
 from electra_fast.pretraining.precision import LossScale, MasterWeights
 from electra_fast.pretraining.probe import Probe
-from electra_fast.pretraining.run_folder import check_output, claim_output, delete_run, settings_of_all_ranks
+from electra_fast.pretraining.run_folder import (
+    check_output,
+    claim_output,
+    delete_run,
+    settings_of_all_ranks,
+    settings_sha256,
+)
 from electra_fast.pretraining.runtime import deferred_signals, open_data, repeatable
 from electra_fast.pretraining.sharding import ShardedWeights
+from electra_fast.pretraining.sources import resolve_on_first
 from electra_fast.pretraining.throughput import peak_flops, step_flops
 from electra_fast.pretraining.trackers import open_trackers
 from electra_fast.pretraining.window import StepTotals, Window, show
@@ -92,6 +106,7 @@ def pretrain(
 
 def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: bool, shows: bool) -> PretrainResult:
     output, settings, device = Path(config.output), config.training, ranks.device
+    config = resolve_on_first(config, ranks, resume=resume, overwrite=overwrite)
     loader, valid_loader = open_data(config, verify=ranks.local_rank == 0)  # once a machine
     loader.check_world(ranks.world_size)
     tokenizer = loader.corpora[0].load_tokenizer()  # a damaged one is better noticed now than after the training
@@ -101,7 +116,11 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
     probe = Probe.open(settings.probe, tokenizer, config.data.longest) if settings.probe.train else None
 
     torch.manual_seed(settings.seed)
-    model = build_model(config, loader.corpora[0].meta).to(device).train()
+    model = build_model(config, loader.corpora[0].meta)
+    started: list[str] = []
+    if config.init.is_given and ranks.from_first(lambda: not (goes_on and list_checkpoints(output / "checkpoints"))):
+        config, started = start_model(model, config, tokenizer, ranks)
+    model = model.to(device).train()
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     precision = getattr(torch, settings.precision)
@@ -149,7 +168,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
         bad = not_finite(state_tensors(masters, optimizer))
         if bad:
             raise NonFiniteLoss(f"after step {now.step} {bad[0]} is no number and is not saved: lower optimizer.lr")
-        state = {"corpus": loader.content_hash, **asdict(now), **scale.state()}
+        facts = {"corpus": loader.content_hash, "settings": settings_sha256(config)}
+        state = {**facts, **asdict(now), **scale.state()}
         whole = masters.whole_state(optimizer)
         if ranks.is_first:
             save_checkpoint(output / "checkpoints", now.step, *whole, state, keep=settings.keep_checkpoints)
@@ -175,7 +195,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
     if shows:
         if resume:
             print(f"Resuming from {checkpoint[0]}" if checkpoint else f"No checkpoint in {output}: starting at step 0")
-        print(_headline(model, device, phases, loader, now), flush=True)
+        print(*started, _headline(model, device, phases, loader, now), sep="\n", flush=True)
     bar = tqdm(
         total=now.step + now.steps_left(phases),
         initial=now.step,
@@ -189,6 +209,9 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
     stopped = None  # by a signal
     signals = deferred_signals(until_error_is_told=ranks.is_grouped)
     with signals as received, bar, log or nullcontext(), batches:
+        if started and held_out and not goes_on:  # what the weights are worth on this text
+            judged = masters.computing_model()
+            record("eval", ranks.from_first(partial(held_out.evaluate, judged, phases[0].objective)) | place())
         while not (stopped := ranks.agree(received)):
             phase = phases[now.phase]
             if now.is_over(phase):
