@@ -34,7 +34,6 @@ from electra_fast.pretraining.build import (
 from electra_fast.pretraining.checkpoint import (
     DamagedCheckpoint,
     check_state,
-    checkpoint_tensors,
     list_checkpoints,
     save_checkpoint,
 )
@@ -210,8 +209,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
     signals = deferred_signals(until_error_is_told=ranks.is_grouped)
     with signals as received, bar, log or nullcontext(), batches:
         if started and held_out and not goes_on:  # what the weights are worth on this text
-            judged = masters.computing_model()
-            record("eval", ranks.from_first(partial(held_out.evaluate, judged, phases[0].objective)) | place())
+            with masters.whole_model() as judged:
+                record("eval", ranks.from_first(partial(held_out.evaluate, judged, phases[0].objective)) | place())
         while not (stopped := ranks.agree(received)):
             phase = phases[now.phase]
             if now.is_over(phase):
