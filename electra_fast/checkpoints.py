@@ -20,7 +20,10 @@ def find_checkpoint(folder: Path, advice: str) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if (folder / "checkpoints").is_dir():
-        raise ValueError(f"the run in {folder} is not finished, so it holds no discriminator: go on with --resume")
+        raise ValueError(
+            f"the run in {folder} is not finished, so it holds no discriminator: go on with --resume, or write the "
+            "models of its newest checkpoint with `electra-fast export`"
+        )
     there = "holds no config.json" if folder.is_dir() else "is no folder"
     raise ValueError(f"model {folder} {there}: {advice}")
 

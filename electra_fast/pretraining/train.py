@@ -31,6 +31,7 @@ from electra_fast.pretraining.build import (
     compiled,
     copy_generator_to_discriminator,
 )
+from electra_fast.pretraining.cards import Facts, last_evaluation, state_card, write_cards
 from electra_fast.pretraining.checkpoint import DamagedCheckpoint, check_state, load_newest, save_checkpoint
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 from electra_fast.pretraining.curves import plot_curves
@@ -64,8 +65,8 @@ def pretrain(
     """Train generator and discriminator as `config` says and write the run to `config.output`.
 
     The folder then holds `discriminator/` and `generator/` (checkpoints of transformers, with the tokenizer),
-    `electra_fast.json`, `metrics.jsonl`, `curves.png`, `config.yaml` and `checkpoints/`. Ctrl-C and SIGTERM finish the
-    step, or of a step in micro-batches the micro-batch, save a checkpoint and return.
+    `electra_fast.json`, `metrics.jsonl`, `curves.png`, `config.yaml`, `checkpoints/` and model cards. Ctrl-C and SIGTERM
+    finish the step, or of a step in micro-batches the micro-batch, save a checkpoint and return.
 
     Args:
         config: the run.
@@ -135,7 +136,8 @@ def _pretrain(
         if bad:
             raise NonFiniteLoss(f"after step {now.step} {bad[0]} is no number and is not saved: lower optimizer.lr")
         state = {"corpus": loader.content_hash, **asdict(now), **scale.state()}
-        save_checkpoint(output / "checkpoints", now.step, masters, optimizer, state, keep=settings.keep_checkpoints)
+        keep, card = settings.keep_checkpoints, state_card(config, now.step)
+        save_checkpoint(output / "checkpoints", now.step, masters, optimizer, state, keep=keep, card=card)
         saved_step = now.step
 
     def place() -> dict[str, Any]:
@@ -230,6 +232,9 @@ def _pretrain(
         masters.export()
         for folder in model.save_pretrained(output):
             save_tokenizer(tokenizer, folder)
+        corpora = [corpus.meta for corpus in loader.corpora]
+        evaluation = last_evaluation(output / "metrics.jsonl", now.step)
+        write_cards(output, Facts(config, model, corpora, now.step, evaluation))
         plot_curves(output / "metrics.jsonl", output / "curves.png")
     return PretrainResult(output, now.step, None, metrics)
 
