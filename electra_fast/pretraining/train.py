@@ -65,8 +65,8 @@ def pretrain(
     """Train generator and discriminator as `config` says and write the run to `config.output`.
 
     The folder then holds `discriminator/` and `generator/` (checkpoints of transformers, with the tokenizer),
-    `electra_fast.json`, `metrics.jsonl`, `curves.png`, `config.yaml`, `checkpoints/` and model cards. Ctrl-C and SIGTERM
-    finish the step, or of a step in micro-batches the micro-batch, save a checkpoint and return.
+    `electra_fast.json`, `metrics.jsonl`, `curves.png`, `config.yaml`, `checkpoints/` and model cards. Ctrl-C and
+    SIGTERM finish the step, or of a step in micro-batches the micro-batch, save a checkpoint and return.
 
     Args:
         config: the run.
