@@ -59,6 +59,8 @@ def load_model(cls: type[PreTrainedModel], folder: Path, **options: Any) -> PreT
     Raises:
         ValueError: the weights are damaged, or some are missing.
     """
+    from pickle import UnpicklingError
+
     from safetensors import SafetensorError
 
     from electra_fast.models.progress import hidden_progress_bars
@@ -66,7 +68,9 @@ def load_model(cls: type[PreTrainedModel], folder: Path, **options: Any) -> PreT
     try:
         with hidden_progress_bars():
             model, report = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
-    except (SafetensorError, RuntimeError) as error:  # RuntimeError: transformers' word for weights of other shapes
+    # RuntimeError: transformers' word for weights of other shapes. UnpicklingError: a pytorch_model.bin, which PyTorch
+    # reads with `weights_only`, holds more than tensors.
+    except (SafetensorError, RuntimeError, UnpicklingError) as error:
         raise ValueError(f"can't read the model in {folder}: {error}") from error
     if report["missing_keys"]:
         raise ValueError(f"the model in {folder} lacks {min(report['missing_keys'])}: it is damaged or of another kind")

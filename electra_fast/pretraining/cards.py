@@ -60,8 +60,8 @@ def write_cards(folder: Path, facts: Facts) -> None:
 
 
 def is_ours(card: Path) -> bool:
-    """Whether electra-fast wrote the card, and nobody claimed it since."""
-    return card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
+    """Whether electra-fast wrote the card, and nobody claimed it since. A link is not followed."""
+    return not card.is_symlink() and card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
 def state_card(config: PretrainConfig, step: int) -> str:

@@ -96,4 +96,6 @@ if __name__ == "__main__":
     check_backends("reference" if "--reference" in sys.argv[1:] else "cpp")
     check_operators()
     check_commands()
-    print(f"electra-fast {electra_fast.__version__} works on Python {sys.version.split()[0]}, torch {torch.__version__}")
+    print(
+        f"electra-fast {electra_fast.__version__} works on Python {sys.version.split()[0]}, torch {torch.__version__}"
+    )
