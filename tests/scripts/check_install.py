@@ -17,7 +17,7 @@ import electra_fast
 from electra_fast import ops
 from electra_fast.cli import main
 
-WORDS = "the a quick lazy old fox dog cat bird jumps runs over under river".split()
+WORDS = ["the", "a", "quick", "lazy", "old", "fox", "dog", "cat", "bird", "jumps", "runs", "over", "under", "river"]
 TEXT = "\n\n".join(" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 9)) for i in range(1, 80)) + "\n"
 SMALL = {
     "model.hidden_size": 16,
