@@ -463,13 +463,19 @@ def _pretrain(args: Any, given: list[str]) -> int:
     config = read_config(args.config, settings)
 
     from electra_fast.allocator import keep_freed_memory, return_freed_memory
+    from electra_fast.pretraining.distributed import RankStopped
     from electra_fast.pretraining.train import pretrain
 
     if config.training.activation_checkpointing:
         return_freed_memory()
     else:
         keep_freed_memory()
-    result = pretrain(config, resume=resume, overwrite=overwrite)
+    try:
+        result = pretrain(config, resume=resume, overwrite=overwrite)
+    except RankStopped:
+        return 2
+    if result.rank > 0:
+        return 0
     if result.interrupted_by:
         again = shlex.join(
             [PROG, "pretrain", *(word for word in given if word not in ("--resume", "--overwrite")), "--resume"]
@@ -477,8 +483,9 @@ def _pretrain(args: Any, given: list[str]) -> int:
         print(
             f"Stopped by {result.interrupted_by} after step {result.step:,}; saved in {result.output / 'checkpoints'}"
         )
-        print(f"Go on with: {again}")
-        return 128 + signal.SIGINT if result.interrupted_by == "SIGINT" else 0
+        print(f"Go on with: {'torchrun ... --no-python ' if result.world_size > 1 else ''}{again}")
+        # Of several ranks, any code but 0 would tell torchrun to start them again.
+        return 128 + signal.SIGINT if result.interrupted_by == "SIGINT" and result.world_size == 1 else 0
     for name, value in (result.metrics or {}).items():
         print(f"{name:<24} {value:.4f}")
     print(f"Models: {result.output / 'discriminator'} and {result.output / 'generator'}")

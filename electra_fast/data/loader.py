@@ -145,7 +145,7 @@ class BatchLoader:
         if batch_tokens is not None:
             # The sequences that start within n tokens hold at most n - 1 + max_length.
             self._step_tokens = batch_tokens - max_length + 1 if fixed_shapes else batch_tokens
-            self._check_world(1)
+            self.check_world(1)
         self.begin_at(0)
 
     @property
@@ -185,7 +185,7 @@ class BatchLoader:
             raise ValueError(f"step must be at least 0, got {step}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0 .. world_size - 1, got {rank} of {world_size}")
-        self._check_world(world_size)
+        self.check_world(world_size)
         first, stop = self._places(step, rank, world_size)
         epoch = (first if rank == 0 else self.place(step)) // self.num_sequences
         return self._make_batch(self._stream.take(first, stop), epoch, world_size)
@@ -201,7 +201,8 @@ class BatchLoader:
         shares = shares_by_size([pieces.count for pieces in self._pieces], alpha) if weights is None else weights
         return MixtureStream(streams, shares, seed=self.seed)
 
-    def _check_world(self, world_size: int) -> None:
+    def check_world(self, world_size: int) -> None:
+        """Raises ValueError for a batch too small for as many ranks."""
         if self.batch_size is not None:
             if world_size > self.batch_size:
                 raise ValueError(
@@ -378,6 +379,11 @@ class CurriculumLoader:
     @property
     def content_hash(self) -> str:
         return self.stages[-1].loader.content_hash
+
+    def check_world(self, world_size: int) -> None:
+        """As `BatchLoader.check_world`, of each stage."""
+        for stage in self.stages:
+            stage.loader.check_world(world_size)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         """As `BatchLoader.batch`, of the step's stage."""

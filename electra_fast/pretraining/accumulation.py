@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,31 @@ import torch
 from torch import Tensor
 
 from electra_fast.data.loader import Batch
+from electra_fast.data.prefetch import Loader
 from electra_fast.models import ElectraForJointPreTraining
 from electra_fast.ops.random import as_seed
+
+
+@dataclass(frozen=True)
+class Share:
+    """A rank's part of a step's batch."""
+
+    batch: Batch
+    whole: Batch  # of which it is a part, on the CPU; `batch` itself where there is one rank
+
+    def pin_memory(self) -> Share:
+        return Share(self.batch.pin_memory(), self.whole)
+
+
+class SharedLoader:
+    """`loader` for one of several ranks: knowing the whole, they need not ask each other what losses are over."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Share:
+        batch = self.loader.batch(step, rank, world_size)
+        return Share(batch, batch if world_size == 1 else self.loader.batch(step))
 
 
 def micro_batches(batch: Batch, max_tokens: int | None) -> list[Batch]:

@@ -242,5 +242,11 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All that a checkpoint puts in place, in one order."""
+    named = dict(model.named_parameters())
+    return [*(p.data for p in named.values()), *_optimizer_tensors(named, optimizer).values()]
+
+
 def _optimizer_tensors(named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{name}.{moment}": optimizer.state[p][moment] for name, p in named.items() for moment in _MOMENTS}

@@ -304,6 +304,7 @@ class DataConfig:
 
 OBJECTIVES = ("joint", "generator", "discriminator", "alternate", "mlm", "electric", "adversarial")
 LR_SCHEDULES = ("paper", "wsd", "cosine", "constant")
+PARALLEL = ("auto", "ddp", "fsdp")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -441,7 +442,7 @@ class TrainingConfig:
         precision: float32; bfloat16; or float16 with loss scaling, for older GPUs. With 16 bits the optimizer and the
             checkpoints hold float32 weights, and LayerNorm's are float32 everywhere.
         micro_batch_tokens: most tokens at once: a batch is cut in micro-batches, whose gradients add up to the
-            batch's; null: the whole batch.
+            batch's; null: the whole batch. Of several ranks: on each.
         activation_checkpointing: compute each layer's activations again in the backward pass instead of keeping them:
             the same bits, less memory, more time.
         compile: run the model through torch.compile. Meant for GPUs.
@@ -449,6 +450,9 @@ class TrainingConfig:
         deterministic: make a GPU repeat its bits, which costs speed; a CPU always does.
         peak_tflops: the device's peak in TFLOP/s, of which MFU is the share in use; null: known for common GPUs.
         log_every: steps between lines of metrics.jsonl.
+        parallel: what several ranks (torchrun) do: ddp: each holds the whole model; fsdp: each holds a part of all
+            weights, gradients and moments; auto: ddp.
+        timeout_seconds: how long ranks wait for one another before they take one for lost.
         trackers: where to send the metrics too: tensorboard, wandb, or tensorboard,wandb; null: nowhere.
         eval_every: steps between evaluations on data.valid; 0: only at the end.
         eval_batches: batches of data.valid in each of them.
@@ -467,6 +471,8 @@ class TrainingConfig:
     cuda_graphs: bool = False
     deterministic: bool = False
     peak_tflops: float | None = None
+    parallel: str = "auto"
+    timeout_seconds: int = 600
     log_every: int = 100
     trackers: str | None = None
     eval_every: int = 10_000
@@ -476,7 +482,7 @@ class TrainingConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "eval_batches", "keep_checkpoints"):
+        for name in ("steps", "log_every", "eval_batches", "keep_checkpoints", "timeout_seconds"):
             _check(_is_count(getattr(self, name)), f"training.{name}", getattr(self, name), COUNT)
         for name in ("eval_every", "save_every"):
             _check(0 <= getattr(self, name) < 2**31, f"training.{name}", getattr(self, name), "between 0 and 2**31 - 1")
@@ -486,6 +492,7 @@ class TrainingConfig:
         known = re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device)
         _check(known is not None, "training.device", self.device, "auto, cpu or cuda, or one GPU as cuda:1")
         _check(self.precision in PRECISIONS, "training.precision", self.precision, _one_of(PRECISIONS))
+        _check(self.parallel in PARALLEL, "training.parallel", self.parallel, _one_of(PARALLEL))
         tokens, peak = self.micro_batch_tokens, self.peak_tflops
         _check(tokens is None or _is_count(tokens), "training.micro_batch_tokens", tokens, f"{COUNT}, or null")
         _check(peak is None or _is_positive(peak), "training.peak_tflops", peak, "positive, or null")

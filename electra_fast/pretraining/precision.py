@@ -5,10 +5,12 @@ Source: Micikevicius et al., "Mixed precision training" (2018), sections 3.1 and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 FIRST_LOSS_SCALE = 2.0**16
 LARGEST_LOSS_SCALE = 2.0**24
@@ -27,6 +29,7 @@ class MasterWeights:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self._model = model
         norms = (module for module in model.modules() if isinstance(module, nn.LayerNorm))
         in_float32 = {id(parameter) for norm in norms for parameter in norm.parameters()}
         self._masters: dict[str, nn.Parameter] = {}
@@ -40,6 +43,7 @@ class MasterWeights:
                 self._rounded.append(parameter)
                 self._exact.append(master)
             self._masters[name] = master
+        self._master_of = dict(zip(self._rounded, self._exact, strict=True))
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names as in the model."""
@@ -52,12 +56,23 @@ class MasterWeights:
         for parameter in (*self._masters.values(), *self._rounded):
             parameter.grad = None
 
-    def take_gradients(self) -> None:
-        """Move the model's 16-bit gradients to the masters, where micro-batches add up in float32."""
+    def of(self, parameter: nn.Parameter) -> nn.Parameter:
+        """The master of a 16-bit parameter of the model."""
+        return self._master_of[parameter]
+
+    def take_gradients(self, sums: Mapping[nn.Parameter, Tensor] = MappingProxyType({})) -> None:
+        """Move the model's 16-bit gradients to the masters, where micro-batches add up in float32.
+
+        `sums` are float32 gradients of parameters that have one, instead of theirs and their master's.
+        """
         for parameter, master in zip(self._rounded, self._exact, strict=True):
-            if parameter.grad is not None:
+            if parameter.grad is None:
+                continue
+            if parameter in sums:
+                master.grad = sums[parameter]
+            else:
                 master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
-                parameter.grad = None
+            parameter.grad = None
 
     @torch.no_grad()
     def give_weights(self) -> None:
@@ -65,11 +80,27 @@ class MasterWeights:
         if self._rounded:
             torch._foreach_copy_(self._rounded, self._exact)
 
+    def complete_gradients(self) -> None:
+        """After the last micro-batch: nothing is left to do."""
+
+    def norm(self) -> Tensor:
+        """Of the gradient of all parameters."""
+        return get_total_norm(self.gradients())
+
+    def whole_state(self, optimizer: torch.optim.Optimizer) -> tuple[MasterWeights, torch.optim.Optimizer]:
+        """What a checkpoint holds: the weights, and their optimizer."""
+        return self, optimizer
+
+    def computing_model(self) -> nn.Module:
+        """The model, for evaluation."""
+        return self._model
+
     @torch.no_grad()
-    def export(self) -> None:
-        """Make the model float32 again, with the masters' values."""
+    def export(self) -> nn.Module:
+        """The model, made float32 again, with the masters' values."""
         for parameter, master in zip(self._rounded, self._exact, strict=True):
             parameter.data = master.data
+        return self._model
 
 
 class LossScale:

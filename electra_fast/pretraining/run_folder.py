@@ -46,6 +46,8 @@ _FREE_ON_RESUME = {
     "training.cuda_graphs",
     "training.deterministic",
     "training.peak_tflops",
+    "training.parallel",
+    "training.timeout_seconds",
     "training.probe.train",
     "training.probe.valid",
     "training.probe.every",
@@ -120,6 +122,12 @@ def _check_same_run(settings: Path, config: PretrainConfig) -> None:
                 f"can't resume: {key} is {now.get(key)!r} now and was {before.get(key)!r} in {settings}; give the same "
                 "settings or another output, or --overwrite the run"
             )
+
+
+def settings_of_all_ranks(config: PretrainConfig) -> dict[str, Any]:
+    """The settings that must be the same on all ranks: all but places, which a machine may have of its own."""
+    places = ("output", "data.train", "data.valid", "data.mixture")
+    return {key: value for key, value in flat_settings(asdict(config)).items() if key not in places}
 
 
 def flat_settings(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -16,15 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-from electra_fast.data.loader import Batch
 from electra_fast.data.prefetch import Prefetcher
 from electra_fast.data.tokenizer import save_tokenizer
 from electra_fast.models import ElectraForJointPreTraining
 from electra_fast.ops.random import masking_seed, step_seed
-from electra_fast.pretraining.accumulation import count_predicted, micro_batches, model_inputs
+from electra_fast.pretraining.accumulation import Share, SharedLoader, count_predicted, micro_batches, model_inputs
 from electra_fast.pretraining.build import (
     build_model,
     checkpoint_activations,
@@ -32,18 +31,27 @@ from electra_fast.pretraining.build import (
     copy_generator_to_discriminator,
 )
 from electra_fast.pretraining.cards import Facts, last_evaluation, state_card, write_cards
-from electra_fast.pretraining.checkpoint import DamagedCheckpoint, check_state, load_newest, save_checkpoint
+from electra_fast.pretraining.checkpoint import (
+    DamagedCheckpoint,
+    check_state,
+    checkpoint_tensors,
+    load_newest,
+    save_checkpoint,
+)
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 from electra_fast.pretraining.curves import plot_curves
+from electra_fast.pretraining.distributed import Ranks, open_ranks
 from electra_fast.pretraining.evaluation import HeldOut, Loader
 from electra_fast.pretraining.finite import FiniteWatch, NonFiniteLoss, cause, not_finite
 from electra_fast.pretraining.metrics import MetricsLog
 from electra_fast.pretraining.optimizer import build_optimizer, learning_rate, state_tensors
+from electra_fast.pretraining.parallel import Plain, Replicas
 from electra_fast.pretraining.phases import Phase, Progress, resolve_phases
 from electra_fast.pretraining.precision import LossScale, MasterWeights
 from electra_fast.pretraining.probe import Probe
-from electra_fast.pretraining.run_folder import check_output, claim_output, delete_run
-from electra_fast.pretraining.runtime import deferred_signals, find_device, open_data, repeatable
+from electra_fast.pretraining.run_folder import check_output, claim_output, delete_run, settings_of_all_ranks
+from electra_fast.pretraining.runtime import deferred_signals, open_data, repeatable
+from electra_fast.pretraining.sharding import ShardedWeights
 from electra_fast.pretraining.throughput import peak_flops, step_flops
 from electra_fast.pretraining.trackers import open_trackers
 from electra_fast.pretraining.window import StepTotals, Window, show
@@ -57,6 +65,8 @@ class PretrainResult:
     step: int  # updates done
     interrupted_by: str | None  # "SIGINT" or "SIGTERM"; None when all steps are done
     metrics: dict[str, float] | None  # of the last evaluation of this call
+    rank: int = 0
+    world_size: int = 1
 
 
 def pretrain(
@@ -68,6 +78,9 @@ def pretrain(
     `electra_fast.json`, `metrics.jsonl`, `curves.png`, `config.yaml`, `checkpoints/` and model cards. Ctrl-C and
     SIGTERM finish the step, or of a step in micro-batches the micro-batch, save a checkpoint and return.
 
+    Started by torchrun, every process calls it and has a share of each batch; rank 0 alone writes and prints. A signal
+    to one rank stops all, after the same step.
+
     Args:
         config: the run.
         resume: go on from the newest checkpoint in `config.output`; start anew where there is none.
@@ -77,19 +90,19 @@ def pretrain(
     Raises:
         ConfigError: settings that don't fit the data, or an output folder that holds another run.
         NonFiniteLoss: a loss or gradient became NaN or infinite.
+        RankLost, RankStopped: see `open_ranks`.
     """
-    device = find_device(config.training.device)
-    with repeatable(device, config.training.deterministic):
-        return _pretrain(config, device, resume=resume, overwrite=overwrite, shows=progress)
+    with open_ranks(config.training) as ranks, repeatable(ranks.device, config.training.deterministic):
+        return _pretrain(config, ranks, resume=resume, overwrite=overwrite, shows=progress and ranks.is_first)
 
 
-def _pretrain(
-    config: PretrainConfig, device: torch.device, *, resume: bool, overwrite: bool, shows: bool
-) -> PretrainResult:
-    output, settings = Path(config.output), config.training
+def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: bool, shows: bool) -> PretrainResult:
+    output, settings, device = Path(config.output), config.training, ranks.device
     loader, valid_loader = open_data(config)
+    loader.check_world(ranks.world_size)
     tokenizer = loader.corpora[0].load_tokenizer()  # a damaged one is better noticed now than after the training
-    goes_on = check_output(output, config, resume=resume, overwrite=overwrite)
+    ranks.check_same({"corpus": loader.content_hash, "device": device.type} | settings_of_all_ranks(config))
+    goes_on = ranks.from_first(lambda: check_output(output, config, resume=resume, overwrite=overwrite))
     phases = resolve_phases(config, loader.steps_per_epoch)
     probe = Probe.open(settings.probe, tokenizer, config.data.longest) if settings.probe.train else None
 
@@ -97,26 +110,35 @@ def _pretrain(
     model = build_model(config, loader.corpora[0].meta).to(device).train()
     if settings.activation_checkpointing:
         checkpoint_activations(model)
-    masters = MasterWeights(model, getattr(torch, settings.precision))
+    precision = getattr(torch, settings.precision)
+    shards = ranks.is_grouped and settings.parallel == "fsdp"
+    masters = ShardedWeights(model, precision, ranks) if shards else MasterWeights(model, precision)
     optimizer = build_optimizer(masters, config.optimizer)
     scale = LossScale(device, is_dynamic=settings.precision == "float16")
     check = partial(_check_checkpoint, config, phases, loader.content_hash)
-    checkpoint = load_newest(output / "checkpoints", masters, optimizer, check) if goes_on else None
+    checkpoint = None
+    if goes_on:
+        whole = masters.whole_state(optimizer)
+        checkpoint = ranks.from_first(lambda: _load(output, *whole, check))
     now = Progress()
     if checkpoint is not None:
+        masters.load_state(whole, optimizer) if shards else ranks.spread(checkpoint_tensors(masters, optimizer))
         now = _progress(checkpoint[1])
         scale.load(checkpoint[1])
         masters.give_weights()
 
     # Only now, when nothing of the user's can be wrong any more, is anything deleted or written.
-    if overwrite:
-        delete_run(output)
-    claim_output(output, config)
-    held_out = HeldOut(config, loader, valid_loader, device) if valid_loader else None
     resume_step = now.step if goes_on else None
-    trackers = open_trackers(config, output, resume_step)
-    log = MetricsLog(output / "metrics.jsonl", resume_step=resume_step, trackers=trackers)
-    run = _Gradients(model, masters, config, device)
+    log: MetricsLog | None = None
+    ranks.wait()
+    if ranks.is_first:
+        if overwrite:
+            delete_run(output)
+        claim_output(output, config)
+        trackers = open_trackers(config, output, resume_step)
+        log = MetricsLog(output / "metrics.jsonl", resume_step=resume_step, trackers=trackers)
+    held_out = HeldOut(config, loader, valid_loader, device) if valid_loader else None
+    run = _Gradients(model, masters, config, ranks)
     watch, window = FiniteWatch(device), Window()
     peak = peak_flops(device, settings)
     metrics: dict[str, float] | None = None
@@ -136,19 +158,25 @@ def _pretrain(
         if bad:
             raise NonFiniteLoss(f"after step {now.step} {bad[0]} is no number and is not saved: lower optimizer.lr")
         state = {"corpus": loader.content_hash, **asdict(now), **scale.state()}
-        keep, card = settings.keep_checkpoints, state_card(config, now.step)
-        save_checkpoint(output / "checkpoints", now.step, masters, optimizer, state, keep=keep, card=card)
+        whole = masters.whole_state(optimizer)
+        if ranks.is_first:
+            keep, card = settings.keep_checkpoints, state_card(config, now.step)
+            save_checkpoint(output / "checkpoints", now.step, *whole, state, keep=keep, card=card)
         saved_step = now.step
+
+    def record(kind: str, values: dict[str, Any]) -> None:
+        if log is not None:
+            log.write(kind, now.step, values)
 
     def place() -> dict[str, Any]:
         """What names the phase in a row of the metrics."""
         return {"phase": now.phase + 1, "objective": phases[now.phase].objective}
 
     def report(lr: float) -> None:
-        row = window.read(device, peak)
+        row = window.read(ranks, peak)
         steps_left = now.steps_left(phases)
         row |= {"lr": lr, "eta_seconds": round(steps_left * row.pop("seconds_per_step"), 1), **scale.state(), **place()}
-        log.write("train", now.step, row)
+        record("train", row)
         bar.total = now.step + steps_left  # a phase may have ended early
         if shows:
             show(bar, {"step": now.step} | row)
@@ -164,9 +192,11 @@ def _pretrain(
         disable=None if shows else True,
         dynamic_ncols=True,
     )
-    batches = Prefetcher(loader, start=now.step, pin_memory=device.type == "cuda")
-    with deferred_signals() as received, bar, log, batches:
-        while not received:
+    place_of_rank = {"rank": ranks.rank, "world_size": ranks.world_size}
+    batches = Prefetcher(SharedLoader(loader), start=now.step, pin_memory=device.type == "cuda", **place_of_rank)
+    stopped = None  # by a signal
+    with deferred_signals() as received, bar, log or nullcontext(), batches:
+        while not (stopped := ranks.agree(received)):
             phase = phases[now.phase]
             if now.is_over(phase):
                 if phase is phases[-1]:
@@ -181,12 +211,13 @@ def _pretrain(
             lr = learning_rate(now.step_in_phase, phase.steps, phase.optimizer)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            _, batch = next(batches)
-            totals = run.compute(now.step, batch, objective, scale.scale, give_up=received)
+            _, share = next(batches)
+            totals = run.compute(now.step, share, objective, scale.scale, give_up=received)
             if totals is None:  # a signal between two micro-batches: the step is done again when the run goes on
+                stopped = received[0]
                 break
-            norm = get_total_norm(masters.gradients()) / scale.scale
-            skips, overflowed = watch.judge(now.step, totals.losses.values(), norm, scale.scale)
+            norm = masters.norm() / scale.scale
+            skips, overflowed = watch.judge(now.step, ranks.sum(totals.losses.values()), norm, scale.scale)
             optimizer.found_inf = skips.float()
             optimizer.grad_scale = scale.scale * ((norm + 1e-6) / config.optimizer.clip_norm).clamp(min=1)
             optimizer.step()
@@ -204,86 +235,112 @@ def _pretrain(
             # What follows waits for the device anyway; any other step looks at the answer of the one before.
             waits = bool(logs or evaluates or probes or saves)
             stop_if_not_finite(before=now.step if waits else now.step - 1)
-            flops = step_flops(model, batch, objective) if peak else None
-            window.add(totals, norm, overflowed, tokens=batch.num_tokens, flops=flops)
+            flops = step_flops(model, share.batch, objective) if peak else None
+            window.add(totals, norm, overflowed, tokens=share.whole.num_tokens, flops=flops)
 
             if logs:
                 report(lr)
             pause = time.perf_counter()
+            judged = masters.computing_model() if evaluates or probes else None
             if evaluates:
-                metrics = held_out.evaluate(model, phase.objective)
-                log.write("eval", now.step, metrics | place())
+                metrics = ranks.from_first(partial(held_out.evaluate, judged, phase.objective))
+                record("eval", metrics | place())
                 now.observe(metrics[phase.watched_loss])
-            if probes:
-                log.write("probe", now.step, probe.measure(model.discriminator) | place())
+            if probes and ranks.is_first:
+                record("probe", probe.measure(judged.discriminator) | place())
             window.skip(time.perf_counter() - pause)
             if now.is_over(phase) and not logs:  # stopped by its patience: the next phase's sums are its own
                 report(lr)
             if saves or now.is_over(phase):
                 save()
-        if received:
+        if stopped:
             save()
 
     if now.steps_left(phases):
-        return PretrainResult(output, now.step, received[0], metrics)
+        return PretrainResult(output, now.step, stopped, metrics, ranks.rank, ranks.world_size)
     with deferred_signals():  # what is left takes seconds: who asks to stop gets a finished run
         if metrics is None and held_out:  # resumed after the last step
-            metrics = held_out.evaluate(model, phases[-1].objective)
-        masters.export()
-        for folder in model.save_pretrained(output):
-            save_tokenizer(tokenizer, folder)
-        corpora = [corpus.meta for corpus in loader.corpora]
-        evaluation = last_evaluation(output / "metrics.jsonl", now.step)
-        write_cards(output, Facts(config, model, corpora, now.step, evaluation))
-        plot_curves(output / "metrics.jsonl", output / "curves.png")
-    return PretrainResult(output, now.step, None, metrics)
+            judged = masters.computing_model()
+            metrics = ranks.from_first(partial(held_out.evaluate, judged, phases[-1].objective))
+        trained = masters.export()
+        if ranks.is_first:
+            for folder in trained.save_pretrained(output):
+                save_tokenizer(tokenizer, folder)
+            evaluation = last_evaluation(output / "metrics.jsonl", now.step)
+            corpora = [corpus.meta for corpus in loader.corpora]
+            write_cards(output, Facts(config, trained, corpora, now.step, evaluation))
+            plot_curves(output / "metrics.jsonl", output / "curves.png")
+    return PretrainResult(output, now.step, None, metrics, ranks.rank, ranks.world_size)
 
 
 class _Gradients:
     """The gradients of an update, in micro-batches where the run asks for them; once more where they went wrong."""
 
     def __init__(
-        self, model: ElectraForJointPreTraining, masters: MasterWeights, config: PretrainConfig, device: torch.device
+        self,
+        model: ElectraForJointPreTraining,
+        masters: MasterWeights | ShardedWeights,
+        config: PretrainConfig,
+        ranks: Ranks,
     ) -> None:
-        self.model, self.masters, self.device = model, masters, device
+        self.model, self.masters, self.ranks = model, masters, ranks
         self.seed, self.max_tokens = config.training.seed, config.training.micro_batch_tokens
-        self.forward = compiled(model, config) if config.training.compile else model
-        self._recent: deque[tuple[int, Batch, str]] = deque(maxlen=2)
+        forward = compiled(model, config) if config.training.compile else model
+        uses_all = config.objectives == {"joint"}
+        self.shards = isinstance(masters, ShardedWeights)
+        copies = ranks.is_grouped and not self.shards
+        self.model_of_ranks = (
+            Replicas(model, forward, masters, ranks, uses_all=uses_all) if copies else Plain(forward, masters)
+        )
+        self._recent: deque[tuple[int, Share, str]] = deque(maxlen=2)
 
     def compute(
-        self, step: int, batch: Batch, objective: str, scale: Tensor, *, give_up: Collection[Any] = ()
+        self, step: int, share: Share, objective: str, scale: Tensor, *, give_up: Collection[Any] = ()
     ) -> StepTotals | None:
-        """Put the gradients of `scale` times the loss into the masters; None if `give_up` fills between micro-batches.
+        """Put the gradients of `scale` times the loss, of all ranks, into the masters; give this rank's totals.
 
         Losses are divided by the counts of the whole batch, and random numbers follow the names of sequences, so
         the sum does not depend on how the batch is cut, but for rounding.
+
+        None if `give_up` fills between micro-batches; not of several ranks, which have to do a step all together.
         """
-        self._recent.append((step, batch, objective))
-        seeds = {"seed": step_seed(self.seed, step), "mask_seed": masking_seed(self.seed, batch.epoch)}
-        pieces = micro_batches(batch, self.max_tokens)
+        self._recent.append((step, share, objective))
+        device = self.ranks.device
+        seeds = {"seed": step_seed(self.seed, step), "mask_seed": masking_seed(self.seed, share.whole.epoch)}
+        pieces = micro_batches(share.batch, self.max_tokens)
+        # With FSDP all ranks compute equally often: those with fewer pieces do their last again, for nothing.
+        times = self.ranks.most(len(pieces)) if self.shards and self.max_tokens else len(pieces)
         counts: dict[str, Any] = {}
-        if len(pieces) > 1:
-            masked_count = count_predicted(self.model, batch, objective, seeds["mask_seed"])
-            counts = {"masked_count": masked_count.to(self.device), "token_count": float(batch.num_tokens)}
-        torch.manual_seed(seeds["seed"])  # a vendor's attention draws its dropout from it
+        if len(pieces) > 1 or self.ranks.is_grouped:
+            masked_count = count_predicted(self.model, share.whole, objective, seeds["mask_seed"])
+            counts = {"masked_count": masked_count.to(device), "token_count": float(share.whole.num_tokens)}
+        # A vendor's attention draws its dropout from it: on each rank another.
+        torch.manual_seed(seeds["seed"] ^ self.ranks.rank)
         self.masters.clear_gradients()
         totals = StepTotals()
-        for index, piece in enumerate(pieces):
-            if index and give_up:
+        for index in range(times):
+            if index and give_up and not self.ranks.is_grouped:
                 return None
-            out = self.forward(**model_inputs(piece.to(self.device), **seeds), **counts, objective=objective)
-            (out.loss * scale).backward()
-            self.masters.take_gradients()
-            totals.add(out)
+            counts_for_something = index < len(pieces)
+            with self.model_of_ranks.exchanging(is_last=index == times - 1):
+                inputs = model_inputs(pieces[min(index, len(pieces) - 1)].to(device), **seeds)
+                out = self.model_of_ranks.forward(**inputs, **counts, objective=objective)
+                (out.loss * (scale if counts_for_something else 0.0)).backward()
+            self.model_of_ranks.take_gradients()
+            if counts_for_something:
+                totals.add(out)
+        self.masters.complete_gradients()
         return totals
 
     def explain(self, step: int, scale: Tensor) -> str:
         """What went wrong in `step`, which is computed once more: no update has followed it."""
-        batch, objective = next((batch, objective) for at, batch, objective in self._recent if at == step)
-        totals = self.compute(step, batch, objective, scale)
+        share, objective = next((share, objective) for at, share, objective in self._recent if at == step)
+        totals = self.compute(step, share, objective, scale)
         assert totals is not None
         gradients = ((name, master.grad) for name, master in self.masters.named_parameters())
-        found = cause(self.model.named_parameters(), totals.losses.items(), gradients)
+        weights = self.masters if self.shards else self.model
+        losses = zip(totals.losses, self.ranks.sum(totals.losses.values()), strict=True)
+        found = cause(weights.named_parameters(), losses, gradients)
         return (
             f"step {step + 1} ({objective}) is not finite: {found}. Its update was not made, and the checkpoints are "
             "from before. Lower optimizer.lr or raise optimizer.warmup_steps, and go on with --resume from the newest "
@@ -306,6 +363,12 @@ def _headline(
         names = ", ".join(f"{phase.objective} (at most {phase.steps:,} steps)" for phase in phases)
         text += f"\nPhases: {names}; this is phase {now.phase + 1}"
     return text
+
+
+def _load(output: Path, *what: Any) -> tuple[str, dict[str, Any]] | None:
+    """`load_newest`, as JSON can hold it."""
+    found = load_newest(output / "checkpoints", *what)
+    return None if found is None else (str(found[0]), found[1])
 
 
 def _progress(state: dict[str, Any]) -> Progress:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from electra_fast.models.objectives import JointPreTrainingOutput
 from electra_fast.ops.rtd_bce import auc
+from electra_fast.pretraining.distributed import Ranks
 from electra_fast.pretraining.throughput import peak_memory
 
 _MEANS = ("loss", "reward")  # what names of means over the batch end with
@@ -51,29 +52,36 @@ class Window:
     def _reset(self) -> None:
         self.steps = self.tokens = 0
         self.flops: float | None = 0.0  # None once a step's are not known
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # over this rank's shares
+        self._known: dict[str, Tensor] = {}  # the same on all ranks
         self._seen: Counter[str] = Counter()  # of taking turns, each loss has steps of its own
         self.started = time.perf_counter()
 
     def add(
         self, totals: StepTotals, norm: Tensor, overflowed: Tensor, *, tokens: int, flops: float | None = None
     ) -> None:
-        values = totals.sums | {"norm": torch.where(overflowed, 0.0, norm), "overflowed": overflowed}
-        for name, value in values.items():
-            value = value.double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._seen[name] += 1
+        """Add an update: of this rank's share `totals`, of the whole batch everything else."""
+        self._add(self._sums, totals.sums)
+        self._add(self._known, {"norm": torch.where(overflowed, 0.0, norm), "overflowed": overflowed})
+        self._seen.update(totals.sums.keys())
         self.steps += 1
         self.tokens += tokens
         self.flops = None if flops is None or self.flops is None else self.flops + flops
+
+    @staticmethod
+    def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            value = value.double()
+            sums[name] = sums[name] + value if name in sums else value
 
     def skip(self, seconds: float) -> None:
         """Leave time that was not training out of the speed."""
         self.started += seconds
 
-    def read(self, device: torch.device, peak_flops: float | None = None) -> dict[str, Any]:
-        """The row of a report, and the window begins anew."""
-        sums = {name: value.cpu() for name, value in self._sums.items()}
+    def read(self, ranks: Ranks, peak_flops: float | None = None) -> dict[str, Any]:
+        """The row of a report, and the window begins anew. All ranks read at once."""
+        sums = dict(zip(self._sums, ranks.sum(self._sums.values()), strict=True)) | self._known
+        sums = {name: value.cpu() for name, value in sums.items()}
         seconds = max(time.perf_counter() - self.started, 1e-9)
         row: dict[str, Any] = {}
         for name in sorted(sums):
@@ -94,7 +102,7 @@ class Window:
         row["tokens_per_second"] = self.tokens / seconds
         if peak_flops is not None and self.flops is not None:
             row["mfu"] = self.flops / seconds / peak_flops
-        row["peak_memory_bytes"] = peak_memory(device)
+        row["peak_memory_bytes"] = peak_memory(ranks.device)
         row["seconds_per_step"] = seconds / self.steps
         self._reset()
         return row

@@ -43,13 +43,6 @@ def joint_model(objective: str, *, vocab_size: int = 300, layers: int = 2, std: 
     return model
 
 
-@pytest.fixture
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def text(vocab_size: int = 300) -> Tensor:
     """int64 [T], every sequence between [CLS] and [SEP]."""
     ids = torch.randint(5, vocab_size, (sum(LENGTHS),))
@@ -229,6 +222,7 @@ def test_noise_is_drawn_from_q(rng_seed):
     assert int((out.corrupted_ids == 9).sum()) == 4 * 3
 
 
+@pytest.mark.usefixtures("_float64")
 def test_padding_packing_and_order_change_nothing(rng_seed):
     model = joint_model("electric", max_per_sequence=3)
     flat, names = text(), torch.tensor([11, 12, 13, 14, 15])

@@ -120,6 +120,7 @@ def test_float32_losses_and_gradients_equal_the_plain_reference(rng_seed):
     assert float((ours - theirs).norm()) <= 1e-5 * float(theirs.norm())
 
 
+@pytest.mark.usefixtures("_float64")
 def test_padding_packing_and_order_change_nothing(rng_seed):
     """The same text gets the same masks and samples padded, packed, in another order and in a smaller batch."""
     model = joint_model(max_per_sequence=3)
@@ -155,8 +156,8 @@ def test_the_rules_of_the_recipe(rng_seed):
     assert not torch.isin(labels, torch.tensor([CLS, SEP, MASK, PAD])).any()
     hidden = out.masked.input_ids[positions]
     assert torch.isin(hidden, torch.tensor([MASK])).logical_or(hidden == labels).all()
-    # 384 draws at 0.85: five deviations are 0.09.
-    assert abs(float((hidden == MASK).float().mean()) - 0.85) < 0.09
+    # 384 draws at 0.85, which is passed once in 10^12 runs.
+    assert abs(float((hidden == MASK).float().mean()) - 0.85) < 0.14
     # Replaced means different from the original: a sample that equals it counts as real.
     corrupted = out.corrupted_ids.flatten()
     assert torch.equal(corrupted[positions], out.sampled_ids[used])
@@ -178,19 +179,25 @@ def test_sampling_the_true_token_counts_as_original():
 
 
 def test_disallow_correct_and_temperature_change_the_sample_only(rng_seed):
-    batch = ragged_batch(rng_seed, (30,) * 8)
     model = joint_model()
-    plain_out = model(batch.padded, seed=1)
-    for option, value in (("disallow_correct", True), ("temperature", 0.01)):
-        before = getattr(model, option)
-        setattr(model, option, value)
-        out = model(batch.padded, seed=1)
-        assert float(out.generator_loss) == float(plain_out.generator_loss)
-        assert not torch.equal(out.sampled_ids, plain_out.sampled_ids)
-        if option == "disallow_correct":
-            used = out.masked.weights > 0
-            assert not (out.sampled_ids == out.masked.labels)[used].any()
-        setattr(model, option, before)
+    ids = ragged_batch(rng_seed, (30,) * 8).padded
+    out = model(ids, seed=1)
+    model.temperature = 0.01
+    colder = model(ids, seed=1)
+    assert float(colder.generator_loss) == float(out.generator_loss)
+    assert not torch.equal(colder.sampled_ids, out.sampled_ids)
+
+    model = joint_model()
+    with torch.no_grad():  # a generator that is nearly sure of token 9, in a text that is all 9s
+        model.generator.generator_lm_head.bias[9] = 20.0
+    ids = torch.full((8, 30), 9)
+    out = model(ids, seed=1)
+    model.disallow_correct = True
+    other = model(ids, seed=1)
+    assert float(other.generator_loss) == float(out.generator_loss)
+    used = out.masked.weights > 0
+    assert (out.sampled_ids == 9)[used].any()
+    assert not (other.sampled_ids == 9)[used].any()
 
 
 def test_no_gradient_from_the_discriminator_reaches_the_generator(rng_seed):
@@ -234,6 +241,7 @@ def test_with_tied_embeddings_the_padding_row_learns_from_the_projection_alone(r
     assert float((whole[5:] - projection[5:]).abs().max()) > 1e-3 * float(whole.abs().max())
 
 
+@pytest.mark.usefixtures("_float64")
 def test_counts_of_a_larger_batch_make_accumulation_exact(rng_seed):
     model = joint_model(max_per_sequence=4)
     batch = ragged_batch(rng_seed, (25, 9, 14, 30))
@@ -280,7 +288,7 @@ def test_checkpoints_load_in_stock_transformers_with_the_same_logits(tmp_path, r
 
         packing = model.packing(batch.flat, None, batch.cu_seqlens)
         flat = model.discriminate(batch.flat, packing)
-        assert float((flat - discriminator(**kwargs).logits[batch.mask]).abs().max()) <= 1e-5
+        assert float((flat - discriminator(**kwargs).logits[batch.mask]).abs().max()) <= 2e-5
 
     again = ElectraForJointPreTraining.from_pretrained(tmp_path).eval()
     assert again.temperature == 1.5
@@ -318,6 +326,11 @@ def test_packed_input_compiles_to_one_graph(rng_seed):
         ours.loss.backward()
 
 
+def known_to(parameter: Tensor, kurtosis: float) -> float:
+    """Eight deviations of the relative error of a deviation that is measured on the entries of `parameter`."""
+    return 8 * math.sqrt((kurtosis - 1) / (4 * parameter.numel()))
+
+
 def test_initialization_is_the_originals(rng_seed):
     wide = {"embedding_size": 200, "hidden_size": 256, "vocab_size": 1000}
     configs = [
@@ -334,11 +347,11 @@ def test_initialization_is_the_originals(rng_seed):
         elif kind[0] in ("embeddings_project", "dense_prediction"):
             bound = math.sqrt(6 / sum(parameter.shape))
             assert float(parameter.abs().max()) <= bound, name
-            assert float(parameter.std()) == pytest.approx(bound / math.sqrt(3), rel=0.2), name
+            assert float(parameter.std()) == pytest.approx(bound / math.sqrt(3), rel=known_to(parameter, 1.8)), name
         else:
-            # Cut at two deviations, a normal keeps 0.8796 of its deviation; a matrix here has 400 entries or more.
+            # Cut at two deviations, a normal keeps 0.8796 of its deviation.
             assert float(parameter.abs().max()) <= 0.04, name
-            assert float(parameter.std()) == pytest.approx(0.8796 * 0.02, rel=0.15), name
+            assert float(parameter.std()) == pytest.approx(0.8796 * 0.02, rel=known_to(parameter, 2.37)), name
     for tower in (model.generator, model.discriminator):
         assert not tower.electra.embeddings.word_embeddings.weight[PAD].any()
 

@@ -161,6 +161,7 @@ def test_the_loss_falls_in_a_loop(rng_seed):
     assert last_discriminator < discriminator
 
 
+@pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize("collate", [packed, padded])
 def test_accumulated_gradients_are_those_of_one_large_batch(collate, rng_seed):
     """With the counts of the large batch, which follow from the lengths."""

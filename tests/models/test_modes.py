@@ -39,8 +39,8 @@ def model_of_zeros(**config: Any) -> nn.Module:
 
 
 def assert_rate(dropped: float, draws: int) -> None:
-    """Within five deviations of a binomial distribution: one failure in two million."""
-    assert abs(dropped - P) <= 5 * (P * (1 - P) / draws) ** 0.5
+    """Within seven deviations of a binomial distribution: one failure in 4e11."""
+    assert abs(dropped - P) <= 7 * (P * (1 - P) / draws) ** 0.5
 
 
 def test_attention_drops_as_often_as_it_should(rng_seed):
@@ -87,16 +87,16 @@ def test_one_seed_one_result_and_none_in_eval_mode(name, rng_seed):
 
 
 def test_the_mean_over_dropout_is_stocks(rng_seed):
-    """1,000 rows of one text: the mean of the logits of each model within the deviations of both."""
+    """4,000 rows of one text: the mean of the logits of each model within seven deviations of both."""
     stock = stock_model("ElectraForSequenceClassification", dropout=0.1)
     fast = fast_copy(stock).train()
     stock.train()
-    ids = torch.randint(0, VOCABULARY, (1, 12)).expand(1000, -1)
+    ids = torch.randint(0, VOCABULARY, (1, 12)).expand(4000, -1)
     with torch.no_grad():
         ours, theirs = (model(ids).logits.double() for model in (fast, stock))
-    deviation = (ours.var(0) / 1000 + theirs.var(0) / 1000).sqrt()
-    assert float(((ours.mean(0) - theirs.mean(0)) / deviation).abs().max()) <= 5
-    assert float((ours.std(0) / theirs.std(0)).log().abs().max()) <= 0.2  # the deviation of 1,000 is known to 3 %
+    deviation = (ours.var(0) / 4000 + theirs.var(0) / 4000).sqrt()
+    assert float(((ours.mean(0) - theirs.mean(0)) / deviation).abs().max()) <= 7
+    assert float((ours.std(0) / theirs.std(0)).log().abs().max()) <= 0.2  # each deviation is known to about 1 %
 
 
 # --- torch's transforms -----------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_transforms_give_stocks_results(name, return_logits, rng_seed):
     assert abs(float(loss_of(fast, ours)(parameters_of(fast)) - expected)) <= RESULT
     gradients = torch.func.grad(loss_of(fast, ours))(parameters_of(fast))
     expected_gradients = torch.func.grad(loss_of(stock, batch))(parameters)
-    largest = max(float(gradient.abs().max()) for gradient in expected_gradients.values())
+    largest = max(1.0, *(float(gradient.abs().max()) for gradient in expected_gradients.values()))
     for key, gradient in expected_gradients.items():
         allowed = GRADIENT * float(gradient.abs().max()) + ROUNDING * largest
         assert float((gradients[key] - gradient).abs().max()) <= allowed, key
@@ -138,7 +138,9 @@ def test_transforms_give_stocks_results(name, return_logits, rng_seed):
     tangents = {key: torch.randn_like(value) for key, value in parameters.items()}
     _, slope = torch.func.jvp(loss_of(fast, ours), (parameters,), (tangents,))
     _, expected_slope = torch.func.jvp(loss_of(stock, batch), (parameters,), (tangents,))
-    assert float((slope - expected_slope).abs()) <= GRADIENT * float(expected_slope.abs())
+    # The slope itself may be next to nothing: it is normal, with a deviation of the gradient's norm.
+    norm = torch.cat([gradient.flatten() for gradient in expected_gradients.values()]).norm()
+    assert float((slope - expected_slope).abs()) <= GRADIENT * float(norm)
 
 
 def test_vmap_over_rows_and_over_models(rng_seed):

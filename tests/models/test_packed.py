@@ -110,7 +110,7 @@ def test_packed_equals_one_by_one(name, decoder, rng_seed):
 def assert_same_gradients(ours: Tensor, fast: nn.Module, theirs: Tensor, truth: nn.Module) -> None:
     gradients = torch.autograd.grad(ours, list(fast.parameters()), allow_unused=True)
     expected = torch.autograd.grad(theirs, list(truth.parameters()), allow_unused=True)
-    largest = max(float(gradient.abs().max()) for gradient in expected if gradient is not None)
+    largest = max(1.0, *(float(gradient.abs().max()) for gradient in expected if gradient is not None))
     for (name, _), gradient, wanted in zip(truth.named_parameters(), gradients, expected, strict=True):
         if gradient is None or wanted is None:
             assert not [g for g in (gradient, wanted) if g is not None and g.any()], name
@@ -172,7 +172,8 @@ def test_no_bit_comes_from_another_document(name, path, training, tail, rng_seed
             continue
         second = after[key]
         if first.shape[:2] == batch["input_ids"].shape:
-            assert not torch.equal(first[:, start:end], second[:, start:end])
+            # One number, as the logit of a text of one token, may be the same by chance.
+            assert first[:, start:end].numel() == 1 or not torch.equal(first[:, start:end], second[:, start:end])
             for a, b in itertools.pairwise(ENDS):
                 assert a == start or torch.equal(first[:, a:b], second[:, a:b]), key
         else:

@@ -57,8 +57,8 @@ class Machine:
 
     def start(self, arguments: list[str], **options: Any) -> int:
         """Start a command line; returns its process id. Options as in `run`."""
-        for name in ("out", "err"):
-            (self.folder / name).unlink(missing_ok=True)
+        for name in ("out", "err"):  # there also for a run that is killed before it opens them
+            (self.folder / name).write_bytes(b"")
         self._send({"arguments": arguments, "folder": str(self.folder), **options})
         return int(self._receive())
 

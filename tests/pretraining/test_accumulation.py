@@ -11,8 +11,9 @@ import torch
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.loader import Batch, BatchLoader
 from electra_fast.pretraining import train as train_module
-from electra_fast.pretraining.accumulation import count_predicted, micro_batches
+from electra_fast.pretraining.accumulation import Share, count_predicted, micro_batches
 from electra_fast.pretraining.build import build_model
+from electra_fast.pretraining.distributed import Ranks
 from electra_fast.pretraining.metrics import read_metrics
 from electra_fast.pretraining.precision import MasterWeights
 from electra_fast.pretraining.train import _Gradients, pretrain
@@ -79,9 +80,9 @@ def test_gradients_are_those_of_the_unsplit_batch_with_dropout(
     batch = loader.batch(rng_seed % 1000)
     results = []
     for max_tokens in (None, 24, 97):
-        run = _Gradients(model, masters, config, torch.device("cpu"))
+        run = _Gradients(model, masters, config, Ranks(torch.device("cpu")))
         run.max_tokens = max_tokens
-        totals = run.compute(5, batch, objective, ONE)
+        totals = run.compute(5, Share(batch, batch), objective, ONE)
         gradients = {name: p.grad for name, p in masters.named_parameters() if p.grad is not None}
         results.append((totals.sums, gradients))
     # The order of sums differs, no more. In float64 the counts and the loss's weight still are float32.

@@ -73,7 +73,10 @@ def test_card_tells_the_run(run: Path, corpus: Path) -> None:
     assert "| batch | 8 sequences, of up to 24 tokens a sequence |" in text
     assert "| discriminator | layers: 2, width: 32, heads: 2, feed-forward: 64 |" in text
     assert "| generator | layers: 1, width: 16, heads: 1, feed-forward: 32 |" in text
-    assert f"| {meta.documents:,} | {meta.tokens:,} | {meta.text_bytes:,} | {meta.vocab_size} | {meta.content_hash()} |" in text
+    assert (
+        f"| {meta.documents:,} | {meta.tokens:,} | {meta.text_bytes:,} | {meta.vocab_size} | {meta.content_hash()} |"
+        in text
+    )
     row = _metrics(run, 12)
     assert f"| auc | {row['auc']:.4f} |" in text
     assert f"| discriminator_loss | {row['discriminator_loss']:.4f} |" in text

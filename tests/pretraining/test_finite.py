@@ -158,6 +158,7 @@ def test_fused_adamw_takes_found_inf_and_grad_scale(found, device, rng_seed):
     optimizer.step()
     g = gradient.double() / 4
     moved = 0.0 if found else 0.1 * (0.1 * g) / ((0.001 * g**2).sqrt() + 1e-6)
-    assert torch.allclose(weight.double(), before.double() - moved, rtol=1e-5, atol=1e-7)
+    # A step of up to 0.3, of several operations, each rounded by up to 2e-8; what is left of the weight may be nothing.
+    assert torch.allclose(weight.double(), before.double() - moved, rtol=1e-5, atol=5e-7)
     assert bool(optimizer.state[weight]["exp_avg"].any()) == (found == 0.0)
     assert float(optimizer.state[weight]["step"]) == 1e8
