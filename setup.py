@@ -6,7 +6,7 @@ import os
 import sys
 from glob import glob
 
-from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import find_packages, setup
 
 extension = Pybind11Extension(
@@ -24,9 +24,10 @@ extension = Pybind11Extension(
     optional="ELECTRA_FAST_REQUIRE_EXTENSION" not in os.environ,
 )
 
-setup(
-    packages=[*find_packages(include=["electra_fast", "electra_fast.*"]), "electra_fast.kernels"],
-    package_dir={"electra_fast.kernels": "kernels"},
-    package_data={"electra_fast": ["py.typed", "_C.pyi", "recipes/*.yaml"]},
-    ext_modules=[extension],
-)
+with ParallelCompile("ELECTRA_FAST_BUILD_JOBS"):  # that many files at a time; default: as many as there are cores
+    setup(
+        packages=[*find_packages(include=["electra_fast", "electra_fast.*"]), "electra_fast.kernels"],
+        package_dir={"electra_fast.kernels": "kernels"},
+        package_data={"electra_fast": ["py.typed", "_C.pyi", "recipes/*.yaml"]},
+        ext_modules=[extension],
+    )

@@ -1,7 +1,7 @@
 """The package works as a wheel, from its sdist, as an editable install, without a compiler, and from a checkout.
 
-The environments are empty but for electra-fast; a .pth file lends them the libraries, so nothing is downloaded. What takes
-minutes runs with ELECTRA_FAST_TEST_ALL=1; what needs a tool of the extra `release` is skipped without it.
+The environments are empty but for electra-fast; a .pth file lends them the libraries, so nothing is downloaded. What
+takes minutes runs with ELECTRA_FAST_TEST_ALL=1; what needs a tool of the extra `release` is skipped without it.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def test_the_index_takes_the_metadata(sdist: Path, wheel: Path) -> None:
 @needs("auditwheel")
 @pytest.mark.skipif(sys.platform != "linux", reason="auditwheel is for Linux")
 def test_the_wheel_needs_nothing_that_pytorch_does_not(wheel: Path) -> None:
-    """Built by this machine's compiler, it may ask for a newer glibc than a wheel from manylinux_2_28, but no library."""
+    """Built by this machine's compiler, it may ask for a newer glibc than one from manylinux_2_28, but no library."""
     command = [sys.executable, "-m", "auditwheel", "show", str(wheel)]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     assert re.search(r"manylinux_2_\d+_" + os.uname().machine, shown), shown

@@ -10,14 +10,25 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import yaml
 
 from electra_fast.cli import main
 from electra_fast.data.tokenizer import train_wordpiece
+from electra_fast.pretraining.config_file import _Loader
 from tests.small import TEXT
 
 ROOT = Path(__file__).parents[1]
 # What makes objects, or code, of a file's bytes. (`pickle` itself is imported for the name of an error.)
-UNSAFE = {"torch.load", "pickle.load", "pickle.loads", "marshal.load", "marshal.loads", "yaml.load", "eval", "exec"}
+UNSAFE = {
+    "torch.load",
+    "pickle.load",
+    "pickle.loads",
+    "marshal.load",
+    "marshal.loads",
+    "yaml.unsafe_load",
+    "eval",
+    "exec",
+}
 
 
 @pytest.fixture
@@ -90,6 +101,7 @@ def test_the_package_calls_nothing_that_makes_code_of_data() -> None:
             if not isinstance(node, ast.Call):
                 continue
             options = {keyword.arg for keyword in node.keywords}
-            if ast.unparse(node.func) in UNSAFE or options & {"trust_remote_code", "allow_pickle"}:
+            is_unsafe_yaml = ast.unparse(node.func) == "yaml.load" and not issubclass(_Loader, yaml.SafeLoader)
+            if is_unsafe_yaml or ast.unparse(node.func) in UNSAFE or options & {"trust_remote_code", "allow_pickle"}:
                 found.append(f"{file.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
     assert found == []
