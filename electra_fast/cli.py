@@ -545,6 +545,34 @@ def _runs(args: Any, _: list[str]) -> int:
     return 0
 
 
+# export
+
+
+def _export_parser() -> ArgumentParser:
+    parser = _parser(
+        "export",
+        "RUN --output DIR [--step INT]",
+        "runs/small --output models/small",
+        "runs/small --step 20000 --output models/small_20k",
+        more="\n\nAs at the end of a run: generator and discriminator for transformers, with tokenizer and model\n"
+        "card; `hf upload NAME DIR/discriminator` publishes one. The run may be unfinished.",
+    )
+    parser.add_argument("run", type=str, metavar="RUN", help="a run's folder; its corpus is where it was")
+    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="new folder of the models")
+    parser.add_argument("--step", type=int | None, default=None, help="of the checkpoint, if not the newest")
+    return parser
+
+
+def _export(args: Any, _: list[str]) -> int:
+    from electra_fast.pretraining.export import export_checkpoint
+
+    step = export_checkpoint(args.run, args.output, step=args.step)
+    output = Path(args.output)
+    print(f"Models after step {step:,}: {output / 'discriminator'} and {output / 'generator'}")
+    print(f'Next: {PROG} inspect {shlex.quote(args.output)} "The cat sat on the because."')
+    return 0
+
+
 # inspect
 
 
@@ -741,6 +769,7 @@ COMMANDS = {
     "data": Command("Show what is in a prepared corpus", _data_parser, _data),
     "pretrain": Command("Pretrain an ELECTRA on a prepared corpus", _pretrain_parser, _pretrain),
     "runs": Command("Compare runs on one picture and in a table, or list them", _runs_parser, _runs),
+    "export": Command("Write the models of a run's checkpoint, with model cards", _export_parser, _export),
     "inspect": Command("Colour each token by the probability that it was replaced", _inspect_parser, _inspect),
     "verify": Command("Check the fast model of a checkpoint against stock transformers", _verify_parser, _verify),
     "bench": Command("Time the fast model of a checkpoint beside stock transformers", _bench_parser, _bench),

@@ -32,6 +32,7 @@ def _commands(place: Path | str) -> Iterator[list[str]]:
     yield ["runs", "list", place]
     yield pretrain_arguments(corpus, f"{run} 2", 1)
     yield ["runs", "compare", run, f"{run} 2", "--png", os.path.join(place, "curves é.png")]
+    yield ["export", run, "--step", "2", "--output", os.path.join(place, "modèles é")]
     yield ["inspect", run, "the lazy zoë 漢字"]
     yield ["inspect", run, "--file", text, "--html", os.path.join(place, "page é.html")]
     yield ["verify", run, "--batches", "1", "--max_length", "8"]

@@ -31,6 +31,7 @@ from electra_fast.pretraining.build import (
     compiled,
     copy_generator_to_discriminator,
 )
+from electra_fast.pretraining.cards import Facts, last_evaluation, state_card, write_cards
 from electra_fast.pretraining.checkpoint import (
     DamagedCheckpoint,
     check_state,
@@ -82,8 +83,8 @@ def pretrain(
     """Train generator and discriminator as `config` says and write the run to `config.output`.
 
     The folder then holds `discriminator/` and `generator/` (checkpoints of transformers, with the tokenizer),
-    `electra_fast.json`, `metrics.jsonl`, `curves.png`, `config.yaml` and `checkpoints/`. Ctrl-C and SIGTERM finish the
-    step, or of a step in micro-batches the micro-batch, save a checkpoint and return.
+    `electra_fast.json`, `metrics.jsonl`, `curves.png`, `config.yaml`, `checkpoints/` and model cards. Ctrl-C and
+    SIGTERM finish the step, or of a step in micro-batches the micro-batch, save a checkpoint and return.
 
     Started by torchrun, every process calls it and has a share of each batch; rank 0 alone writes and prints. A signal
     to one rank stops all, after the same step.
@@ -171,7 +172,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
         state = {**facts, **asdict(now), **scale.state()}
         whole = masters.whole_state(optimizer)
         if ranks.is_first:
-            save_checkpoint(output / "checkpoints", now.step, *whole, state, keep=settings.keep_checkpoints)
+            keep, card = settings.keep_checkpoints, state_card(config, now.step)
+            save_checkpoint(output / "checkpoints", now.step, *whole, state, keep=keep, card=card)
         saved_step = now.step
 
     def record(kind: str, values: dict[str, Any]) -> None:
@@ -281,6 +283,9 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
         if ranks.is_first:
             for folder in trained.save_pretrained(output):
                 save_tokenizer(tokenizer, folder)
+            evaluation = last_evaluation(output / "metrics.jsonl", now.step)
+            corpora = [corpus.meta for corpus in loader.corpora]
+            write_cards(output, Facts(config, trained, corpora, now.step, evaluation))
             plot_curves(output / "metrics.jsonl", output / "curves.png")
     return PretrainResult(output, now.step, None, metrics, ranks.rank, ranks.world_size)
 
