@@ -118,7 +118,7 @@ def load_tokenizer(path: str | Path, *, lowercase: bool = True, max_length: int 
     path = Path(path)
     if path.is_dir():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
         except Exception as error:  # of a damaged file, transformers and tokenizers raise whatever comes
             reason = " ".join(str(error).split())[:160]
             raise ValueError(
