@@ -18,6 +18,7 @@ import transformers
 import electra_fast
 from electra_fast.cli import main
 from electra_fast.conversion import Converted, convert, convert_variables
+from electra_fast.data.prepare import prepare
 from electra_fast.data.tokenizer import load_tokenizer
 from electra_fast.models import ElectraForJointPreTraining
 from tests.conversion.google import (
@@ -150,6 +151,21 @@ def test_the_pair_trains_on(tmp_path: Path, vocab: Path, rng: np.random.Generato
     result.loss.backward()
     assert result.loss.isfinite()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_pretraining_goes_on_from_it(
+    tmp_path: Path, vocab: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    converted = convert_variables(random_weights(SMALL, rng), tmp_path / "out", vocab=vocab)
+    text, corpus = tmp_path / "text.txt", tmp_path / "corpus"
+    text.write_text("\n\n".join(["the old fox jumps over the lazy dog"] * 20), encoding="utf-8")
+    prepare([text], converted.folders["discriminator"], corpus, progress=False)
+    options = {"data.train": corpus, "data.max_length": 16, "data.batch_size": 2, "output": tmp_path / "run"}
+    options |= {"init.run": tmp_path / "out", "training.steps": 1, "training.device": "cpu"}
+    assert main(["pretrain", "--config", "continue", *(f"--{key}={value}" for key, value in options.items())]) == 0
+    shown = capsys.readouterr().out
+    assert f"generator: 44 of 44 weights from {tmp_path / 'out' / 'generator'}\n" in shown
+    assert f"discriminator: 43 of 43 weights from {tmp_path / 'out' / 'discriminator'}\n" in shown
 
 
 def test_the_tokenizer_comes_along(tmp_path: Path, vocab: Path, rng: np.random.Generator) -> None:
