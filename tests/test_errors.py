@@ -85,7 +85,7 @@ def test_missing_files(refused, space: Path) -> None:
     refused(["prepare", "no.txt", "--tokenizer", "tokenizer", "--output", "new"], "input no.txt is not there", there)
     refused(["prepare", "run", "--tokenizer", "tokenizer", "--output", "new"], "run is a folder: name the files in it")
     refused(["prepare", "text.txt", "--tokenizer", "no", "--output", "new"], "tokenizer no: expected a folder with")
-    refused(["pretrain", "--config", "no.yaml"], "no config file 'no.yaml'", "recipes: base, large, small")
+    refused(["pretrain", "--config", "no.yaml"], "no config file 'no.yaml'", "recipes: base, continue, large, small")
     refused(["pretrain", "--config", "smal"], "did you mean small?")
     refused(pretrain_arguments("no", "new", 2), "no is no prepared corpus", "electra-fast prepare makes one")
     refused(["inspect", "no", "a fox"], "model no is no folder: give a discriminator's folder")

@@ -113,7 +113,7 @@ def _look(python: Path | str, cwd: Path) -> dict:
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
     assert seen["heavy"] == []
-    assert seen["recipes"] == ["base", "large", "small", "small++", "tiny", "two-stage"]
+    assert seen["recipes"] == ["base", "continue", "large", "small", "small++", "tiny", "two-stage"]
     assert seen["layers"] == 12
     return seen
 

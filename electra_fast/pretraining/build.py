@@ -8,28 +8,37 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from electra_fast.data.corpus import CorpusMeta
 from electra_fast.models import ElectraConfig, ElectraForJointPreTraining, discriminator_sources, initialize_weights
-from electra_fast.pretraining.config import PretrainConfig
+from electra_fast.pretraining.config import ConfigError, PretrainConfig
 from electra_fast.pretraining.precision import MasterWeights
 
 
 def build_model(config: PretrainConfig, corpus: CorpusMeta) -> ElectraForJointPreTraining:
     """The joint model of a run, freshly initialised from torch's default generator; vocabulary and special tokens are
-    those of the corpus."""
+    those of the corpus.
+
+    Raises:
+        ConfigError: an activation that transformers has not.
+    """
     model, objective = config.model, config.objective
+    if model.hidden_act not in ACT2FN:
+        raise ConfigError(f"model.hidden_act {model.hidden_act!r} is none of {', '.join(sorted(ACT2FN))}")
     shared = {
         "vocab_size": corpus.vocab_size,
-        "embedding_size": model.embedding_size,
         "max_position_embeddings": model.max_position_embeddings,
+        "type_vocab_size": model.type_vocab_size,
+        "hidden_act": model.hidden_act,
+        "layer_norm_eps": model.layer_norm_eps,
         "hidden_dropout_prob": model.hidden_dropout_prob,
         "attention_probs_dropout_prob": model.attention_probs_dropout_prob,
         "initializer_range": model.initializer_range,
         "pad_token_id": corpus.pad_token_id,
     }
-    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    sizes = ("embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     joint = ElectraForJointPreTraining(
         ElectraConfig(**shared, **{name: getattr(model.generator, name) for name in sizes}),
         ElectraConfig(**shared, **{name: getattr(model, name) for name in sizes}),

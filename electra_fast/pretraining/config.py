@@ -7,15 +7,18 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from electra_fast.arguments import nearest
+from electra_fast.data.remote import is_url
+
+Section = TypeVar("Section")
 
 
 class ConfigError(ValueError):
@@ -52,45 +55,65 @@ def _check_path(key: str, path: str) -> None:
     _check(possible, key, path, "a path: it holds a character that no file's name can hold")
 
 
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+def _check_sizes(section: str, sizes: TowerConfig | ModelConfig, names: Sequence[str]) -> None:
+    """Sizes that are null are still to be found in the weights that `init` names."""
+    for name in names:
+        value = getattr(sizes, name)
+        _check(value is None or _is_count(value), f"{section}.{name}", value, f"{COUNT}, or null")
+    width, heads = sizes.hidden_size, sizes.num_attention_heads
+    fits = width is None or heads is None or width % heads == 0
+    _check(fits, f"{section}.hidden_size", width, f"a multiple of num_attention_heads ({heads})")
+
+
 @dataclass
 class TowerConfig:
-    """The generator's size; depth and everything not named here are shared with the discriminator's settings.
+    """The generator's size; everything not named here is shared with the discriminator's settings.
+
+    Sizes that are null are those of the checkpoint that it starts from (`init`). Without one they are, of a
+    discriminator that starts from one, a third of its heads, at most 4, as wide as its own, and its depth; else
+    ELECTRA-Small's: 64, 12, 1 and 256.
 
     Args:
         hidden_size: width of the hidden states.
         num_hidden_layers: transformer layers.
         num_attention_heads: heads of each layer; they divide hidden_size.
         intermediate_size: width of the feed-forward network.
+        embedding_size: width of its embeddings; null: the discriminator's, which it must be unless model.tie is untied.
     """
 
-    hidden_size: int = 64
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 1
-    intermediate_size: int = 256
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    intermediate_size: int | None = None
+    embedding_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            _check(_is_count(getattr(self, name)), f"model.generator.{name}", getattr(self, name), COUNT)
-        _check(
-            self.hidden_size % self.num_attention_heads == 0,
-            "model.generator.hidden_size",
-            self.hidden_size,
-            f"a multiple of num_attention_heads ({self.num_attention_heads})",
-        )
+        _check_sizes("model.generator", self, (*_SIZES, "embedding_size"))
 
 
 @dataclass
 class ModelConfig:
     """The two towers. The vocabulary is the tokenizer's.
 
+    Sizes that are null are those of the checkpoint that the run starts from (`init`), else ELECTRA-Small's.
+
     Args:
-        embedding_size: width of the embeddings of both towers; a projection follows where it is not hidden_size.
-        hidden_size: width of the discriminator's hidden states.
-        num_hidden_layers: the discriminator's layers.
-        num_attention_heads: heads of each layer; they divide hidden_size.
-        intermediate_size: width of the discriminator's feed-forward network.
+        embedding_size: width of the embeddings of both towers; a projection follows where it is not hidden_size. Null:
+            the checkpoint's, else 128.
+        hidden_size: width of the discriminator's hidden states; null: the checkpoint's, else 256.
+        num_hidden_layers: the discriminator's layers; null: the checkpoint's, else 12.
+        num_attention_heads: heads of each layer; they divide hidden_size. Null: the checkpoint's, else 4.
+        intermediate_size: width of the discriminator's feed-forward network; null: the checkpoint's, else 1024.
         generator: the generator's size.
-        max_position_embeddings: longest sequence the position table holds.
+        max_position_embeddings: longest sequence the position table holds; null: the checkpoint's, else 512. Another
+            number than the checkpoint's: see init.positions.
+        type_vocab_size: token types; null: the checkpoint's, else 2.
+        hidden_act: activation of the feed-forward networks, as transformers calls it; null: the checkpoint's, else
+            gelu, the only one with kernels of ours.
+        layer_norm_eps: added to the variance in LayerNorm; null: the checkpoint's, else 1e-12.
         hidden_dropout_prob: dropout of embeddings and layers.
         attention_probs_dropout_prob: dropout of the attention probabilities.
         initializer_range: deviation of the truncated normal that initialises matrices.
@@ -99,13 +122,16 @@ class ModelConfig:
             follow the generator's and add a difference of their own).
     """
 
-    embedding_size: int = 128
-    hidden_size: int = 256
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 4
-    intermediate_size: int = 1024
+    embedding_size: int | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    intermediate_size: int | None = None
     generator: TowerConfig = field(default_factory=TowerConfig)
-    max_position_embeddings: int = 512
+    max_position_embeddings: int | None = None
+    type_vocab_size: int | None = None
+    hidden_act: str | None = None
+    layer_norm_eps: float | None = None
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     initializer_range: float = 0.02
@@ -113,25 +139,78 @@ class ModelConfig:
     tie: str = "shared"
 
     def __post_init__(self) -> None:
-        for name in (
-            "embedding_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-        ):
-            _check(_is_count(getattr(self, name)), f"model.{name}", getattr(self, name), COUNT)
-        _check(
-            self.hidden_size % self.num_attention_heads == 0,
-            "model.hidden_size",
-            self.hidden_size,
-            f"a multiple of num_attention_heads ({self.num_attention_heads})",
-        )
+        _check_sizes("model", self, ("embedding_size", *_SIZES, "max_position_embeddings", "type_vocab_size"))
+        eps = self.layer_norm_eps
+        _check(eps is None or _is_positive(eps), "model.layer_norm_eps", eps, "positive, or null")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             _check(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)")
         _check(_is_positive(self.initializer_range), "model.initializer_range", self.initializer_range, "positive")
         _check(self.tie in ("shared", "untied", "all", "gdes"), "model.tie", self.tie, "shared, untied, all or gdes")
+
+    def filled(self) -> ModelConfig:
+        """With ELECTRA-Small's sizes, of the paper's table 6, and the original's other values where there is null."""
+        generator = _filled(self.generator, _SMALL_GENERATOR)
+        model = _filled(replace(self, generator=generator), _SMALL)
+        return replace(model, generator=_filled(generator, {"embedding_size": model.embedding_size}))
+
+
+_SMALL_GENERATOR = dict(zip(_SIZES, (64, 12, 1, 256), strict=True))
+_SMALL = dict(zip(_SIZES, (256, 12, 4, 1024), strict=True)) | {
+    "embedding_size": 128,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+}
+
+
+def _filled(section: Section, values: Mapping[str, Any]) -> Section:
+    return replace(section, **{name: value for name, value in values.items() if getattr(section, name) is None})
+
+
+POSITIONS = ("repeat", "interpolate", "fresh")
+NEW_TOKENS = ("pieces", "mean", "random")
+
+
+@dataclass
+class InitConfig:
+    """Weights to start from. They are read once, at step 0: a resumed run goes on from its own checkpoints.
+
+    Args:
+        run: folder of a finished run, or another one with `discriminator` and `generator` in it, as `convert` writes:
+            both towers, and what else the run had; null: none.
+        discriminator: folder of an ELECTRA or BERT checkpoint with safetensors, or of a run, for the discriminator;
+            null: it starts fresh but for the embeddings, which are the generator's.
+        generator: the same for the generator.
+        positions: a longer position table is the checkpoint's again and again (repeat: nothing changes for short
+            texts), stretched by linear interpolation (interpolate), or goes on with fresh rows (fresh).
+        new_tokens: a token that the checkpoint's vocabulary lacks starts as the mean of the pieces that its tokenizer
+            cuts the token into (pieces), as the mean of all tokens (mean), or normally distributed like them (random).
+        sha256: content hash that the weights must have; null: any. The run's config.yaml says which they had.
+    """
+
+    run: str | None = None
+    discriminator: str | None = None
+    generator: str | None = None
+    positions: str = "repeat"
+    new_tokens: str = "pieces"
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("run", "discriminator", "generator"):
+            _check(getattr(self, name) != "", f"init.{name}", getattr(self, name), "a folder, or null")
+            _check_path(f"init.{name}", getattr(self, name) or "")
+        alone = self.run is None or (self.discriminator is None and self.generator is None)
+        _check(alone, "init.run", self.run, "null where init.discriminator or init.generator is given")
+        _check(self.positions in POSITIONS, "init.positions", self.positions, _one_of(POSITIONS))
+        _check(self.new_tokens in NEW_TOKENS, "init.new_tokens", self.new_tokens, _one_of(NEW_TOKENS))
+        known = self.sha256 is None or re.fullmatch("[0-9a-f]{64}", self.sha256) is not None
+        _check(known, "init.sha256", self.sha256, "64 hexadecimal digits, or null")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there are weights to start from."""
+        return any(path is not None for path in (self.run, self.discriminator, self.generator))
 
 
 @dataclass
@@ -201,10 +280,10 @@ class DataConfig:
     """Prepared corpora (`electra-fast prepare`) and how they are cut into batches.
 
     Args:
-        train: folder of the corpus to learn from.
+        train: folder of the corpus to learn from, or its URL (s3://..., gs://...), of which a copy is cached.
         mixture: several corpora instead of `train`, each with its path and weight.
         alpha: without weights, shares in a mixture are size^alpha: 1 in proportion, 0 even; 0.3 is usual for languages.
-        valid: folder of a corpus for held-out metrics, prepared with the same tokenizer; null: none.
+        valid: the same of a corpus for held-out metrics, prepared with the same tokenizer; null: none.
         max_length: tokens a sequence, special tokens included.
         batch_size: sequences a step.
         batch_tokens: about so many tokens a step, instead of batch_size; null: batch_size.
@@ -452,7 +531,8 @@ class TrainingConfig:
         log_every: steps between lines of metrics.jsonl.
         parallel: what several ranks (torchrun) do: ddp: each holds the whole model; fsdp: each holds a part of all
             weights, gradients and moments; auto: ddp.
-        timeout_seconds: how long ranks wait for one another before they take one for lost.
+        timeout_seconds: how long ranks wait for one another before they take one for lost: longer than rank 0 takes
+            for an evaluation, a probe or a checkpoint.
         trackers: where to send the metrics too: tensorboard, wandb, or tensorboard,wandb; null: nowhere.
         eval_every: steps between evaluations on data.valid; 0: only at the end.
         eval_batches: batches of data.valid in each of them.
@@ -509,6 +589,7 @@ class PretrainConfig:
 
     Args:
         model: the two towers.
+        init: weights of another model to start from.
         objective: replaced-token detection.
         data: corpora and batches.
         optimizer: optimizer and learning-rate schedule.
@@ -518,6 +599,7 @@ class PretrainConfig:
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -528,12 +610,13 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         _check(self.output != "", "output", self.output, "the folder of the run")
         _check_path("output", self.output)
-        _check(
-            self.data.longest <= self.model.max_position_embeddings,
-            "data.max_length",
-            self.data.longest,
-            f"at most model.max_position_embeddings ({self.model.max_position_embeddings})",
-        )
+        here = "a folder on this machine: a run writes where it can flush and rename; copy what you want elsewhere"
+        _check(not is_url(self.output), "output", self.output, here)
+        if not self.init.is_given:
+            self.model = self.model.filled()
+        table = self.model.max_position_embeddings
+        fits = table is None or self.data.longest <= table
+        _check(fits, "data.max_length", self.data.longest, f"at most model.max_position_embeddings ({table})")
         tokens = self.training.micro_batch_tokens
         _check(
             tokens is None or tokens >= self.data.longest,
@@ -548,6 +631,12 @@ class PretrainConfig:
             "training.cuda_graphs",
             graphs,
             "false, or come with training.compile and data.fixed_shapes, and without training.micro_batch_tokens",
+        )
+        _check(
+            not (graphs and self.training.parallel == "fsdp"),
+            "training.cuda_graphs",
+            graphs,
+            "false with training.parallel fsdp, which gathers weights layer by layer",
         )
         for index, phase in enumerate(self.schedule):
             self._check_phase(f"schedule[{index}]", phase)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import yaml
 
 from electra_fast.files import write_whole
 from electra_fast.pretraining.cards import CARD_FILE, is_ours
+from electra_fast.pretraining.checkpoint import CheckpointError, list_checkpoints, read_state
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 
 # What a run writes into its folder, and all that --overwrite deletes.
@@ -87,7 +91,14 @@ def check_output(output: Path, config: PretrainConfig, *, resume: bool, overwrit
         )
     if "config.yaml" not in holds:
         raise ConfigError(f"{output} holds {holds[0]} but no config.yaml, so it can't be resumed: give another output")
-    _check_same_run(output / "config.yaml", config)
+    try:
+        before = _read_settings(output / "config.yaml")
+    except ConfigError as error:
+        if not _is_of_checkpoint(output / "checkpoints", config):
+            raise
+        warnings.warn(f"{error}; going on: a checkpoint there is of the settings given", RuntimeWarning, stacklevel=2)
+        return True
+    _check_same_run(output / "config.yaml", before, config)
     return True
 
 
@@ -108,20 +119,51 @@ def delete_run(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _check_same_run(settings: Path, config: PretrainConfig) -> None:
+def _read_settings(file: Path) -> dict[str, Any]:
+    """A run's settings by dotted keys. Raises ConfigError where the file is damaged."""
     try:
-        before = yaml.safe_load(settings.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{settings} is damaged: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(before, dict):
-        raise ConfigError(f"{settings} is damaged: it holds no settings")
-    before, now = flat_settings(before), flat_settings(asdict(config))
+        raise ConfigError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{file} is damaged: it holds no settings")
+    return flat_settings(settings)
+
+
+def _check_same_run(file: Path, before: dict[str, Any], config: PretrainConfig) -> None:
+    before, now = _without_places(before), _without_places(flat_settings(asdict(config)))
     for key in sorted({*before, *now} - _FREE_ON_RESUME):
         if before.get(key) != now.get(key):
             raise ConfigError(
-                f"can't resume: {key} is {now.get(key)!r} now and was {before.get(key)!r} in {settings}; give the same "
+                f"can't resume: {key} is {now.get(key)!r} now and was {before.get(key)!r} in {file}; give the same "
                 "settings or another output, or --overwrite the run"
             )
+
+
+def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
+    """Corpora of a mixture may have moved too: what is in them, a checkpoint knows."""
+    mixture = settings.get("data.mixture")
+    if not isinstance(mixture, list) or not all(isinstance(corpus, dict) for corpus in mixture):
+        return settings
+    return settings | {"data.mixture": [{k: v for k, v in corpus.items() if k != "path"} for corpus in mixture]}
+
+
+def settings_sha256(config: PretrainConfig) -> str:
+    """One name for the settings that must be the same when a run is resumed; a checkpoint holds it."""
+    settings = _without_places(flat_settings(asdict(config)))
+    free = _FREE_ON_RESUME | {"init.sha256"}  # found out, not given
+    kept = {key: value for key, value in settings.items() if key not in free}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _is_of_checkpoint(folder: Path, config: PretrainConfig) -> bool:
+    """Whether the newest checkpoint that can be read says that it is of these settings."""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return read_state(path).get("settings") == settings_sha256(config)
+        except CheckpointError:
+            continue
+    return False
 
 
 def settings_of_all_ranks(config: PretrainConfig) -> dict[str, Any]:

@@ -18,8 +18,8 @@ PAPER = {
 
 
 def test_recipes_are_found_by_name():
-    assert set(recipe_names()) == {"tiny", "two-stage", *PAPER}
-    with pytest.raises(ConfigError, match=r"recipes: base, large, small, small\+\+, tiny, two-stage"):
+    assert set(recipe_names()) == {"tiny", "two-stage", "continue", *PAPER}
+    with pytest.raises(ConfigError, match=r"recipes: base, continue, large, small, small\+\+, tiny, two-stage"):
         recipe_path("medium")
 
 
