@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from glob import glob
 
-from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import find_packages, setup
 
 extension = Pybind11Extension(
@@ -19,13 +20,14 @@ extension = Pybind11Extension(
     extra_compile_args=["/O2"]
     if sys.platform == "win32"
     else ["-O3", "-fopenmp-simd", "-fno-trapping-math", "-fvisibility=hidden"],
-    # Without a compiler the package still installs and runs its references.
-    optional=True,
+    # Without a compiler the package still installs and runs its references. Not so for wheels to release.
+    optional="ELECTRA_FAST_REQUIRE_EXTENSION" not in os.environ,
 )
 
-setup(
-    packages=[*find_packages(include=["electra_fast", "electra_fast.*"]), "electra_fast.kernels"],
-    package_dir={"electra_fast.kernels": "kernels"},
-    package_data={"electra_fast": ["py.typed", "_C.pyi", "recipes/*.yaml"]},
-    ext_modules=[extension],
-)
+with ParallelCompile("ELECTRA_FAST_BUILD_JOBS"):  # that many files at a time; default: as many as there are cores
+    setup(
+        packages=[*find_packages(include=["electra_fast", "electra_fast.*"]), "electra_fast.kernels"],
+        package_dir={"electra_fast.kernels": "kernels"},
+        package_data={"electra_fast": ["py.typed", "_C.pyi", "recipes/*.yaml"]},
+        ext_modules=[extension],
+    )

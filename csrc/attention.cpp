@@ -27,15 +27,27 @@ ELECTRA_FAST_INLINE void prefetch_next_head(const T* row, std::int64_t dim) {
 #endif
 }
 
-// [rows, dim] -> [rows, padded dim], times a factor; padding is zero.
+// Sixteen numbers of a row, or what is left of them, and their bias.
 template <int kBytes, class T>
-ELECTRA_FAST_INLINE void copy_rows(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,
-                                   float factor, float* to) {
+ELECTRA_FAST_INLINE Lanes<kBytes> biased(const T* from, const float* bias, std::int64_t d, std::int64_t dim) {
+  Lanes<kBytes> lanes;
+  lanes.load(from + d, dim - d);
+  if (bias != nullptr) {
+    Lanes<kBytes> addend;
+    addend.load(bias + d, dim - d);
+    lanes.add(addend);
+  }
+  return lanes;
+}
+
+// [rows, dim] -> [rows, padded dim], the bias added, times a factor; padding is zero.
+template <int kBytes, class T>
+ELECTRA_FAST_INLINE void copy_rows(const T* from, const float* bias, std::int64_t stride, std::int64_t rows,
+                                   std::int64_t dim, float factor, float* to) {
   for (std::int64_t i = 0; i < rows; ++i, from += stride) {
     prefetch_next_head(from, dim);
     for (std::int64_t d = 0; d < dim; d += kLanes, to += kLanes) {
-      Lanes<kBytes> lanes;
-      lanes.load(from + d, dim - d);
+      Lanes<kBytes> lanes = biased<kBytes>(from, bias, d, dim);
       lanes.scale(factor);
       lanes.store(to);
     }
@@ -44,28 +56,26 @@ ELECTRA_FAST_INLINE void copy_rows(const T* from, std::int64_t stride, std::int6
 
 // [rows, dim] -> panels of 16 columns [padded dim / 16][rows][16]; padding is zero.
 template <int kBytes, class T>
-ELECTRA_FAST_INLINE void pack_panels(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,
-                                     float* to) {
+ELECTRA_FAST_INLINE void pack_panels(const T* from, const float* bias, std::int64_t stride, std::int64_t rows,
+                                     std::int64_t dim, float* to) {
   for (std::int64_t i = 0; i < rows; ++i, from += stride, to += kLanes) {
     prefetch_next_head(from, dim);
     for (std::int64_t d = 0; d < dim; d += kLanes) {
-      Lanes<kBytes> lanes;
-      lanes.load(from + d, dim - d);
-      lanes.store(to + d * rows);
+      biased<kBytes>(from, bias, d, dim).store(to + d * rows);
     }
   }
 }
 
 // [rows, dim] -> its transpose in panels of 16 columns [padded rows / 16][dim][16]; padding is zero.
 template <int kBytes, class T>
-ELECTRA_FAST_INLINE void pack_transpose(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim,
-                                        float* to) {
+ELECTRA_FAST_INLINE void pack_transpose(const T* from, const float* bias, std::int64_t stride, std::int64_t rows,
+                                        std::int64_t dim, float* to) {
   for (std::int64_t begin = 0; begin < rows; begin += kLanes, from += kLanes * stride) {
     const std::int64_t height = std::min(kLanes, rows - begin);
     for (std::int64_t i = 0; i < height; ++i) prefetch_next_head(from + i * stride, dim);
     for (std::int64_t d = 0; d < dim; d += kLanes) {
       Lanes<kBytes> tile[kLanes] = {};
-      for (std::int64_t i = 0; i < height; ++i) tile[i].load(from + i * stride + d, dim - d);
+      for (std::int64_t i = 0; i < height; ++i) tile[i] = biased<kBytes>(from + i * stride, bias, d, dim);
       transpose_lanes(tile);
       const std::int64_t width = std::min(kLanes, dim - d);
       for (std::int64_t j = 0; j < width; ++j, to += kLanes) tile[j].store(to);
@@ -73,16 +83,23 @@ ELECTRA_FAST_INLINE void pack_transpose(const T* from, std::int64_t stride, std:
   }
 }
 
-// The way back of copy_rows, with a factor for each row, or, with a stride of 0, one for all.
+// The way back of copy_rows, with a factor for each row, or, with a stride of 0, one for all. Adds the rows up in sums
+// [padded dim], unless it is null.
 template <int kBytes, class T>
 ELECTRA_FAST_INLINE void store_rows(const float* from, std::int64_t rows, std::int64_t dim, const float* factors,
-                                    std::int64_t factor_stride, T* to, std::int64_t stride) {
+                                    std::int64_t factor_stride, T* to, std::int64_t stride, float* sums) {
   for (std::int64_t i = 0; i < rows; ++i, to += stride) {
     for (std::int64_t d = 0; d < dim; d += kLanes, from += kLanes) {
       Lanes<kBytes> lanes;
       lanes.load(from);
       lanes.scale(factors[i * factor_stride]);
       lanes.store(to + d, dim - d);
+      if (sums != nullptr) {
+        Lanes<kBytes> sum;
+        sum.load(sums + d);
+        sum.add(lanes);
+        sum.store(sums + d);
+      }
     }
   }
 }
@@ -94,19 +111,21 @@ ELECTRA_FAST_INLINE void store_rows(const float* from, std::int64_t rows, std::i
   }
 #define ELECTRA_FAST_PACKING(T)                                                                                       \
   ELECTRA_FAST_ON_LANES(copy, copy_rows,                                                                              \
-                        (const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim, float factor,       \
-                         float* to),                                                                                  \
-                        from, stride, rows, dim, factor, to)                                                          \
+                        (const T* from, const float* bias, std::int64_t stride, std::int64_t rows, std::int64_t dim,  \
+                         float factor, float* to),                                                                    \
+                        from, bias, stride, rows, dim, factor, to)                                                    \
   ELECTRA_FAST_ON_LANES(panels, pack_panels,                                                                          \
-                        (const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim, float* to), from,   \
-                        stride, rows, dim, to)                                                                        \
+                        (const T* from, const float* bias, std::int64_t stride, std::int64_t rows, std::int64_t dim,  \
+                         float* to),                                                                                  \
+                        from, bias, stride, rows, dim, to)                                                            \
   ELECTRA_FAST_ON_LANES(transpose, pack_transpose,                                                                    \
-                        (const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim, float* to), from,   \
-                        stride, rows, dim, to)                                                                        \
+                        (const T* from, const float* bias, std::int64_t stride, std::int64_t rows, std::int64_t dim,  \
+                         float* to),                                                                                  \
+                        from, bias, stride, rows, dim, to)                                                            \
   ELECTRA_FAST_ON_LANES(unpack, store_rows,                                                                           \
                         (const float* from, std::int64_t rows, std::int64_t dim, const float* factors,                \
-                         std::int64_t factor_stride, T* to, std::int64_t stride),                                     \
-                        from, rows, dim, factors, factor_stride, to, stride)
+                         std::int64_t factor_stride, T* to, std::int64_t stride, float* sums),                        \
+                        from, rows, dim, factors, factor_stride, to, stride, sums)
 ELECTRA_FAST_PACKING(float)
 ELECTRA_FAST_PACKING(bfloat16)
 #undef ELECTRA_FAST_PACKING
@@ -251,6 +270,12 @@ struct Sizes {
         factors(round_up(length, kDrawn)) {}
 };
 
+// The bias of one head of q (0), k (1) or v (2); null where there is none.
+template <class T>
+const float* bias_of(const Attention<T>& call, std::int64_t which, std::int64_t head) {
+  return call.bias ? call.bias + (which * call.heads + head) * call.head_dim : nullptr;
+}
+
 // What to multiply the probabilities of one query's keys by: 0, or `scale` where they are kept.
 template <class T>
 void draw_factors(const Attention<T>& call, float scale, std::int64_t token, std::int64_t head, std::int64_t length,
@@ -298,11 +323,14 @@ void forward_item(const Attention<T>& call, const Item& item, bool is_packed, He
   const Sizes sizes(item.length, call.head_dim);
   const ForwardSpace space(memory, sizes);
   if (!is_packed) {
-    transpose(call.k.at(item.begin, item.head), call.k.token_stride, item.length, sizes.dim, space.k);
-    panels(call.v.at(item.begin, item.head), call.v.token_stride, item.length, sizes.dim, space.v);
+    transpose(call.k.at(item.begin, item.head), bias_of(call, 1, item.head), call.k.token_stride, item.length, sizes.dim,
+              space.k);
+    panels(call.v.at(item.begin, item.head), bias_of(call, 2, item.head), call.v.token_stride, item.length, sizes.dim,
+           space.v);
   }
   const std::int64_t token = item.begin + item.query;
-  copy(call.q.at(token, item.head), call.q.token_stride, item.queries, sizes.dim, call.scale, space.q);
+  copy(call.q.at(token, item.head), bias_of(call, 0, item.head), call.q.token_stride, item.queries, sizes.dim, call.scale,
+       space.q);
   multiply({item.queries, item.length, sizes.dim, space.q, sizes.padded_dim, 1, space.k, kLanes, sizes.dim * kLanes,
             space.scores, sizes.score_row, false});
 
@@ -322,7 +350,7 @@ void forward_item(const Attention<T>& call, const Item& item, bool is_packed, He
   }
   multiply({item.queries, sizes.dim, item.length, space.scores, sizes.score_row, 1, space.v, kLanes, item.length * kLanes,
             space.out, sizes.padded_dim, false});
-  unpack(space.out, item.queries, sizes.dim, factors, 1, out.at(token, item.head), out.token_stride);
+  unpack(space.out, item.queries, sizes.dim, factors, 1, out.at(token, item.head), out.token_stride, nullptr);
 }
 
 // --- Backward ---
@@ -352,21 +380,24 @@ struct BackwardSpace {
   }
 };
 
-// All queries of one head of one sequence, so that no two threads add to the same key's gradient.
+// All queries of one head of one sequence, so that no two threads add to the same key's gradient. Adds up dq, dk and dv
+// over the tokens in sums [3, padded dim], unless it is null.
 template <class T>
 void backward_item(const Attention<T>& call, const Item& item, const float* lse, Heads<const T> d_out, Heads<T> dq,
-                   Heads<T> dk, Heads<T> dv, float* memory) {
+                   Heads<T> dk, Heads<T> dv, float* sums, float* memory) {
   const Sizes sizes(item.length, call.head_dim);
   const BackwardSpace space(memory, sizes);
   const std::int64_t length = item.length, dim = sizes.dim, padded = sizes.padded_dim;
-  transpose(call.k.at(item.begin, item.head), call.k.token_stride, length, dim, space.k_transposed);
-  transpose(call.v.at(item.begin, item.head), call.v.token_stride, length, dim, space.v_transposed);
-  panels(call.k.at(item.begin, item.head), call.k.token_stride, length, dim, space.k);
+  const float *bias_q = bias_of(call, 0, item.head), *bias_k = bias_of(call, 1, item.head);
+  transpose(call.k.at(item.begin, item.head), bias_k, call.k.token_stride, length, dim, space.k_transposed);
+  transpose(call.v.at(item.begin, item.head), bias_of(call, 2, item.head), call.v.token_stride, length, dim,
+            space.v_transposed);
+  panels(call.k.at(item.begin, item.head), bias_k, call.k.token_stride, length, dim, space.k);
 
   for (std::int64_t query = 0; query < length; query += kQueries) {
     const std::int64_t token = item.begin + query, rows = std::min(kQueries, length - query);
-    copy(call.q.at(token, item.head), call.q.token_stride, rows, dim, call.scale, space.q);
-    copy(d_out.at(token, item.head), d_out.token_stride, rows, dim, 1.0F, space.d_out);
+    copy(call.q.at(token, item.head), bias_q, call.q.token_stride, rows, dim, call.scale, space.q);
+    copy(d_out.at(token, item.head), nullptr, d_out.token_stride, rows, dim, 1.0F, space.d_out);
     multiply({rows, length, dim, space.q, padded, 1, space.k_transposed, kLanes, dim * kLanes, space.scores, sizes.score_row,
               false});
     multiply({rows, length, dim, space.d_out, padded, 1, space.v_transposed, kLanes, dim * kLanes, space.d_scores,
@@ -384,7 +415,7 @@ void backward_item(const Attention<T>& call, const Item& item, const float* lse,
     }
     multiply({rows, dim, length, space.d_scores, sizes.score_row, 1, space.k, kLanes, length * kLanes, space.dq, padded,
               false});
-    unpack(space.dq, rows, dim, &call.scale, 0, dq.at(token, item.head), dq.token_stride);
+    unpack(space.dq, rows, dim, &call.scale, 0, dq.at(token, item.head), dq.token_stride, sums);
 
     multiply({length, dim, rows, space.d_scores, 1, sizes.score_row, space.q, padded, kLanes, space.dk, padded,
               query > 0});
@@ -392,8 +423,10 @@ void backward_item(const Attention<T>& call, const Item& item, const float* lse,
               query > 0});
   }
   const float one = 1.0F;
-  unpack(space.dk, length, dim, &one, 0, dk.at(item.begin, item.head), dk.token_stride);
-  unpack(space.dv, length, dim, &one, 0, dv.at(item.begin, item.head), dv.token_stride);
+  unpack(space.dk, length, dim, &one, 0, dk.at(item.begin, item.head), dk.token_stride,
+         sums ? sums + padded : nullptr);
+  unpack(space.dv, length, dim, &one, 0, dv.at(item.begin, item.head), dv.token_stride,
+         sums ? sums + 2 * padded : nullptr);
 }
 
 }  // namespace
@@ -414,20 +447,33 @@ void attention(const Attention<T>& call, Heads<T> out, float* lse, int threads) 
 
 template <class T>
 void attention_backward(const Attention<T>& call, const float* lse, Heads<const T> d_out, Heads<T> dq, Heads<T> dk,
-                        Heads<T> dv, int threads) {
+                        Heads<T> dv, float* dbias, int threads) {
   const Plan plan(call, std::max<std::int64_t>(call.num_tokens, 1));
-  const std::int64_t size = BackwardSpace(nullptr, Sizes(plan.longest, call.head_dim)).used;
-  plan.run(threads, kGrain / 5, size, [&](const Item& item, bool, float* memory) {
-    backward_item(call, item, lse, d_out, dq, dk, dv, memory);
+  const Sizes sizes(plan.longest, call.head_dim);
+  // Sums of each item by itself, so that they do not depend on which thread had it.
+  const std::int64_t stride = 3 * sizes.padded_dim;
+  std::vector<float> sums(dbias ? plan.items.size() * static_cast<std::size_t>(stride) : 0);
+  plan.run(threads, kGrain / 5, BackwardSpace(nullptr, sizes).used, [&](const Item& item, bool, float* memory) {
+    float* of_item = dbias ? sums.data() + (&item - plan.items.data()) * stride : nullptr;
+    backward_item(call, item, lse, d_out, dq, dk, dv, of_item, memory);
   });
   for (const Heads<T>& gradient : {dq, dk, dv}) zero_tail(call, gradient);
+  if (dbias == nullptr) return;
+  std::fill_n(dbias, 3 * call.heads * call.head_dim, 0.0F);
+  const float* of_item = sums.data();
+  for (const Item& item : plan.items) {
+    for (std::int64_t which = 0; which < 3; ++which, of_item += sizes.padded_dim) {
+      float* sum = dbias + (which * call.heads + item.head) * call.head_dim;
+      for (std::int64_t d = 0; d < call.head_dim; ++d) sum[d] += of_item[d];
+    }
+  }
 }
 
 template void attention(const Attention<float>&, Heads<float>, float*, int);
 template void attention(const Attention<bfloat16>&, Heads<bfloat16>, float*, int);
 template void attention_backward(const Attention<float>&, const float*, Heads<const float>, Heads<float>, Heads<float>,
-                                 Heads<float>, int);
+                                 Heads<float>, float*, int);
 template void attention_backward(const Attention<bfloat16>&, const float*, Heads<const bfloat16>, Heads<bfloat16>,
-                                 Heads<bfloat16>, Heads<bfloat16>, int);
+                                 Heads<bfloat16>, Heads<bfloat16>, float*, int);
 
 }  // namespace electra_fast

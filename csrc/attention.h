@@ -30,15 +30,17 @@ struct Attention {
   float keep_scale;
   std::int64_t seed;
   std::uint32_t stream;
+  const float* bias;  // [3, heads, head_dim], added to q, k and v, or null
 };
 
 // Writes out and the logarithm of each softmax's denominator, lse [heads, num_tokens]; zeros for the tail.
 template <class T>
 void attention(const Attention<T>& call, Heads<T> out, float* lse, int threads);
 
-// Gradients with respect to q, k and v from that of the output; zeros for the tail.
+// Gradients with respect to q, k and v from that of the output; zeros for the tail. dbias is [3, heads, head_dim], the
+// sums of these over the tokens, or null.
 template <class T>
 void attention_backward(const Attention<T>& call, const float* lse, Heads<const T> d_out, Heads<T> dq, Heads<T> dk,
-                        Heads<T> dv, int threads);
+                        Heads<T> dv, float* dbias, int threads);
 
 }  // namespace electra_fast

@@ -207,7 +207,8 @@ void bind_layer_norm(py::module_& module) {
   module.def("layer_norm", [](std::uintptr_t x, std::uintptr_t residual, std::uintptr_t row_ids, std::int64_t num_rows,
                               std::int64_t width, bool x_is_bfloat16, bool y_is_bfloat16, std::uint64_t drop_below,
                               std::int64_t seed, std::uint32_t stream, float scale, std::uintptr_t weight,
-                              std::uintptr_t bias, float eps, std::uintptr_t y, std::uintptr_t stats, int threads) {
+                              std::uintptr_t bias, float eps, std::uintptr_t y, std::uintptr_t stats,
+                              std::uintptr_t x_bias, std::uintptr_t sum, int threads) {
     electra_fast::LayerNorm call{};
     call.rows = layer_norm_rows(x, residual, row_ids, num_rows, width, x_is_bfloat16, y_is_bfloat16, drop_below, seed,
                                 stream, scale);
@@ -217,6 +218,8 @@ void bind_layer_norm(py::module_& module) {
     call.y = at<void>(y);
     call.mean = at<float>(stats);
     call.rstd = call.mean + num_rows;
+    call.x_bias = at<const float>(x_bias);
+    call.sum = at<float>(sum);
     const py::gil_scoped_release unlocked;
     electra_fast::layer_norm(call, threads);
   });
@@ -224,7 +227,8 @@ void bind_layer_norm(py::module_& module) {
              [](std::uintptr_t x, std::uintptr_t residual, std::uintptr_t row_ids, std::int64_t num_rows,
                 std::int64_t width, bool x_is_bfloat16, bool y_is_bfloat16, std::uint64_t drop_below, std::int64_t seed,
                 std::uint32_t stream, float scale, std::uintptr_t dy, std::uintptr_t weight, std::uintptr_t stats,
-                std::uintptr_t dx, std::uintptr_t dresidual, std::uintptr_t dweight, std::uintptr_t dbias, int threads) {
+                std::uintptr_t dx, std::uintptr_t dresidual, std::uintptr_t dweight, std::uintptr_t dbias,
+                std::uintptr_t dx_bias, int threads) {
                electra_fast::LayerNormBackward call{};
                call.rows = layer_norm_rows(x, residual, row_ids, num_rows, width, x_is_bfloat16, y_is_bfloat16,
                                            drop_below, seed, stream, scale);
@@ -236,6 +240,7 @@ void bind_layer_norm(py::module_& module) {
                call.dresidual = at<void>(dresidual);
                call.dweight = at<float>(dweight);
                call.dbias = at<float>(dbias);
+               call.dx_bias = at<float>(dx_bias);
                const py::gil_scoped_release unlocked;
                electra_fast::layer_norm_backward(call, threads);
              });
@@ -372,12 +377,13 @@ struct AttentionArguments {
   float keep_scale;
   std::int64_t seed;
   std::uint32_t stream;
+  std::uintptr_t bias;
 
   template <class T>
   electra_fast::Attention<T> call() const {
     return {heads_at<const T>(q), heads_at<const T>(k), heads_at<const T>(v), at<const std::int64_t>(cu_seqlens),
             at<const std::int64_t>(row_ids), num_tokens, num_sequences, heads, head_dim, scale, drop_below,
-            keep_scale, seed, stream};
+            keep_scale, seed, stream, at<const float>(bias)};
   }
 };
 
@@ -386,13 +392,13 @@ void bind_attention(py::module_& module) {
       .def(py::init([](Address q, Address k, Address v, std::uintptr_t cu_seqlens, std::uintptr_t row_ids,
                        std::int64_t num_tokens, std::int64_t num_sequences, std::int64_t heads, std::int64_t head_dim,
                        float scale, std::uint64_t drop_below, float keep_scale, std::int64_t seed,
-                       std::uint32_t stream) {
-             return AttentionArguments{q,        k,     v,          cu_seqlens, row_ids,    num_tokens, num_sequences,
-                                       heads,    head_dim, scale, drop_below, keep_scale, seed,       stream};
+                       std::uint32_t stream, std::uintptr_t bias) {
+             return AttentionArguments{q,     k,        v,     cu_seqlens, row_ids,    num_tokens, num_sequences,
+                                       heads, head_dim, scale, drop_below, keep_scale, seed,       stream, bias};
            }),
            py::kw_only(), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("cu_seqlens"), py::arg("row_ids"),
            py::arg("num_tokens"), py::arg("num_sequences"), py::arg("heads"), py::arg("head_dim"), py::arg("scale"),
-           py::arg("drop_below"), py::arg("keep_scale"), py::arg("seed"), py::arg("stream"));
+           py::arg("drop_below"), py::arg("keep_scale"), py::arg("seed"), py::arg("stream"), py::arg("bias"));
   module.def(
       "attention",
       [](const AttentionArguments& arguments, Address out, std::uintptr_t lse, bool is_bfloat16, int threads) {
@@ -407,17 +413,17 @@ void bind_attention(py::module_& module) {
   module.def(
       "attention_backward",
       [](const AttentionArguments& arguments, std::uintptr_t lse, Address d_out, Address dq, Address dk, Address dv,
-         bool is_bfloat16, int threads) {
+         std::uintptr_t dbias, bool is_bfloat16, int threads) {
         const auto run = [&](auto type) {
           using T = decltype(type);
           electra_fast::attention_backward(arguments.call<T>(), at<const float>(lse), heads_at<const T>(d_out),
-                                           heads_at<T>(dq), heads_at<T>(dk), heads_at<T>(dv), threads);
+                                           heads_at<T>(dq), heads_at<T>(dk), heads_at<T>(dv), at<float>(dbias), threads);
         };
         const py::gil_scoped_release unlocked;
         is_bfloat16 ? run(electra_fast::bfloat16{}) : run(float{});
       },
       py::arg("arguments"), py::kw_only(), py::arg("lse"), py::arg("d_out"), py::arg("dq"), py::arg("dk"),
-      py::arg("dv"), py::arg("is_bfloat16"), py::arg("threads"));
+      py::arg("dv"), py::arg("dbias"), py::arg("is_bfloat16"), py::arg("threads"));
 }
 
 }  // namespace

@@ -204,7 +204,7 @@ struct Table {
 
 // Writes a row, or zeros where `row` is null. Usual stores first fetch each line that they write; for a gradient that no
 // cache will hold anyway those that don't take half the time: 0.8 ms for 30522 x 128 floats, instead of 1.6.
-ELECTRA_FAST_INLINE void put(void* out, const void* row, std::int64_t bytes, bool streams) {
+ELECTRA_FAST_INLINE void put(void* out, const void* row, std::int64_t bytes, [[maybe_unused]] bool streams) {
 #if defined(__SSE2__)
   if (streams) {
     auto* to = static_cast<__m128i*>(out);

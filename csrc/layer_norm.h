@@ -7,10 +7,11 @@
 
 namespace electra_fast {
 
-// The rows that are normalised. residual, y and their gradients share one type, x and dx another or the same.
+// The rows that are normalised: those of x, dropped, and residual; or for the backward pass x itself, which is then the
+// forward's `sum`, without residual, and what is dropped is dx alone. residual, y and their gradients share one type, x and dx another or the same.
 struct LayerNormRows {
   const void* x;                // [num_rows, width]
-  const void* residual;         // the same, or null: y has the type of x then, and nothing is dropped
+  const void* residual;         // the same, or null: y has the type of x then
   const std::int64_t* row_ids;  // [num_rows], or null for 0..num_rows-1
   std::int64_t num_rows, width;  // width is at most kMaxWidth
   bool x_is_bfloat16, y_is_bfloat16;
@@ -20,6 +21,7 @@ struct LayerNormRows {
 
 struct LayerNorm {
   LayerNormRows rows;
+  const float* x_bias;  // [width], added to x before anything is dropped, or null
   const float* weight;  // [width], as is bias
   const float* bias;
   float eps;
@@ -27,6 +29,7 @@ struct LayerNorm {
   void* y;      // [num_rows, width]
   float* mean;  // [num_rows], as is rstd
   float* rstd;
+  float* sum;  // [num_rows, width], what was normalised; may be x. Null where nobody needs it; only for float
 };
 
 struct LayerNormBackward {
@@ -40,6 +43,7 @@ struct LayerNormBackward {
   void* dresidual;
   float* dweight;  // [width], as is dbias
   float* dbias;
+  float* dx_bias;  // [width], the sum of dx over the rows; null where nobody needs it or dweight and dx are
 };
 
 void layer_norm(const LayerNorm& call, int threads);

@@ -10,8 +10,6 @@
 namespace electra_fast {
 namespace {
 
-constexpr std::uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57, kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
-
 [[maybe_unused]] void draw_portably(const Dropout& dropout, std::int64_t row_id, std::int64_t n, float* factors,
                                     std::uint32_t first_block) {
   constexpr int kCalls = kDrawn / 4;
@@ -34,6 +32,8 @@ constexpr std::uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57, kW
 }
 
 #if defined(ELECTRA_FAST_HAS_INTRINSICS)
+
+constexpr std::uint32_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57, kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
 
 #if !defined(__clang__)
 #pragma GCC diagnostic push

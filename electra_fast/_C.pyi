@@ -136,6 +136,8 @@ def layer_norm(
     eps: float,
     y: int,
     stats: int,
+    x_bias: int,
+    sum: int,
     threads: int,
     /,
 ) -> None: ...
@@ -158,6 +160,7 @@ def layer_norm_backward(
     dresidual: int,
     dweight: int,
     dbias: int,
+    dx_bias: int,
     threads: int,
     /,
 ) -> None: ...
@@ -223,6 +226,7 @@ class Attention:
         keep_scale: float,
         seed: int,
         stream: int,
+        bias: int,
     ) -> None: ...
 
 def attention(
@@ -236,6 +240,7 @@ def attention_backward(
     dq: tuple[int, int, int],
     dk: tuple[int, int, int],
     dv: tuple[int, int, int],
+    dbias: int,
     is_bfloat16: bool,
     threads: int,
 ) -> None: ...

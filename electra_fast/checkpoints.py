@@ -20,7 +20,10 @@ def find_checkpoint(folder: Path, advice: str) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if (folder / "checkpoints").is_dir():
-        raise ValueError(f"the run in {folder} is not finished, so it holds no discriminator: go on with --resume")
+        raise ValueError(
+            f"the run in {folder} is not finished, so it holds no discriminator: go on with --resume, or write the "
+            "models of its newest checkpoint with `electra-fast export`"
+        )
     there = "holds no config.json" if folder.is_dir() else "is no folder"
     raise ValueError(f"model {folder} {there}: {advice}")
 
@@ -56,6 +59,8 @@ def load_model(cls: type[PreTrainedModel], folder: Path, **options: Any) -> PreT
     Raises:
         ValueError: the weights are damaged, or some are missing.
     """
+    from pickle import UnpicklingError
+
     from safetensors import SafetensorError
 
     from electra_fast.models.progress import hidden_progress_bars
@@ -63,7 +68,9 @@ def load_model(cls: type[PreTrainedModel], folder: Path, **options: Any) -> PreT
     try:
         with hidden_progress_bars():
             model, report = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
-    except (SafetensorError, RuntimeError) as error:  # RuntimeError: transformers' word for weights of other shapes
+    # RuntimeError: transformers' word for weights of other shapes. UnpicklingError: a pytorch_model.bin, which PyTorch
+    # reads with `weights_only`, holds more than tensors.
+    except (SafetensorError, RuntimeError, UnpicklingError) as error:
         raise ValueError(f"can't read the model in {folder}: {error}") from error
     if report["missing_keys"]:
         raise ValueError(f"the model in {folder} lacks {min(report['missing_keys'])}: it is damaged or of another kind")

@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + 13  # SIGPIPE, which Windows does not name
     except Exception as error:
         if message := users_mistake(error):
-            print(f"error: {message}", file=sys.stderr)
+            if not _is_told_beside(error):
+                print(f"error: {message}", file=sys.stderr)
             _drop_output()
             return 2
         traceback.print_exc()
@@ -76,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _is_told_beside(error: Exception) -> bool:
+    """Whether the first of torchrun's processes on this machine tells the same: they share arguments and files."""
+    return isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def users_mistake(error: Exception) -> str | None:
@@ -197,8 +203,10 @@ def _demo_parser() -> ArgumentParser:
 
 
 def _demo(args: Any, _: list[str]) -> int:
+    from electra_fast.data.remote import check_local
     from electra_fast.demo import run_demo
 
+    check_local(args.output, "--output")
     return run_demo(Path(args.output), seed=args.seed, steps=args.steps, overwrite=args.overwrite)
 
 
@@ -229,7 +237,8 @@ def _add_inputs(parser: ArgumentParser) -> None:
         type=str,
         nargs="+",
         metavar="INPUT",
-        help="files, compressed (gzip, bzip2, xz, zstd) or not; folders of a dataset; hf://NAME[/CONFIG][:SPLIT]",
+        help="files, compressed (gzip, bzip2, xz, zstd) or not; folders of a dataset; hf://NAME[/CONFIG][:SPLIT]; URLs "
+        "(s3://, gs://, https://, ...: what fsspec knows), and patterns of them as 's3://texts/*.jsonl.zst'",
     )
     parser.add_argument(
         "--format",
@@ -276,8 +285,10 @@ def _tokenizer_parser() -> ArgumentParser:
 
 
 def _tokenizer(args: Any, _: list[str]) -> int:
+    from electra_fast.data.remote import check_local
     from electra_fast.data.tokenizer_training import TRAINERS
 
+    check_local(args.output, "--output")
     output = Path(args.output)
     existing = any(output.iterdir()) if output.is_dir() else output.exists()
     if existing and not (args.overwrite and (output / "tokenizer.json").is_file()):
@@ -316,7 +327,7 @@ def _prepare_parser() -> ArgumentParser:
     parser.add_argument(
         "--tokenizer", type=str, required=True, metavar="PATH", help="a tokenizer's folder, or a BERT vocab.txt"
     )
-    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="new folder of the corpus")
+    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="new folder of the corpus, or a URL")
     parser.add_argument("--workers", type=int, default=1, help="processes; as many as there are cores is fastest")
     parser.add_argument(
         "--deduplicate",
@@ -396,7 +407,7 @@ def _data_parser() -> ArgumentParser:
         more="\n\nDocuments, tokens, unused entries of the vocabulary, the share of [UNK], lengths, and examples.",
     )
     parser.add_argument("action", type=str, choices=["stats"], metavar="stats", help="what to show: figures")
-    parser.add_argument("folder", type=str, metavar="FOLDER", help="a prepared corpus")
+    parser.add_argument("folder", type=str, metavar="FOLDER", help="a prepared corpus, or its URL")
     parser.add_argument("--png", type=str, metavar="FILE", help="draw the documents' lengths")
     parser.add_argument("--overwrite", action="store_true", help="replace the picture if there is one")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
@@ -438,7 +449,8 @@ def _pretrain_parser() -> ArgumentParser:
         "--config small --data.train corpus --output runs/small --resume",
         more=f"\n\nRecipes: {recipes}.\n"
         "A config file is YAML with the keys below; options given here come before it, and it before the defaults.\n"
-        "Ctrl-C and SIGTERM save a checkpoint and stop.",
+        "Ctrl-C and SIGTERM save a checkpoint and stop.\n\n"
+        "Several processes: torchrun --nproc-per-node 8 --no-python electra-fast pretrain ...",
     )
     parser.add_argument("--config", type=str, metavar="FILE", help="a config file, or the name of a recipe")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
@@ -449,7 +461,7 @@ def _pretrain_parser() -> ArgumentParser:
 
 
 def _pretrain(args: Any, given: list[str]) -> int:
-    from electra_fast.pretraining.config import recipe_names
+    from electra_fast.pretraining.config import ConfigError, recipe_names
     from electra_fast.pretraining.config_file import read_config
 
     settings = {key: value for key, value in args.items() if key not in RUN_OPTIONS}
@@ -460,7 +472,10 @@ def _pretrain(args: Any, given: list[str]) -> int:
     resume, overwrite = "resume" in args, "overwrite" in args
     if resume and overwrite:
         raise UsageError("--resume goes on with a run and --overwrite deletes it: give one of them")
-    config = read_config(args.config, settings)
+    try:
+        config = read_config(args.config, settings)
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
 
     from electra_fast.allocator import keep_freed_memory, return_freed_memory
     from electra_fast.pretraining.distributed import RankStopped
@@ -527,6 +542,34 @@ def _runs(args: Any, _: list[str]) -> int:
         raise UsageError("runs compare takes two runs or more; for one: its curves.png, or runs list")
     compare_runs(folders, Path(args.png), overwrite=args.overwrite)
     print(f"Curves: {args.png}")
+    return 0
+
+
+# export
+
+
+def _export_parser() -> ArgumentParser:
+    parser = _parser(
+        "export",
+        "RUN --output DIR [--step INT]",
+        "runs/small --output models/small",
+        "runs/small --step 20000 --output models/small_20k",
+        more="\n\nAs at the end of a run: generator and discriminator for transformers, with tokenizer and model\n"
+        "card; `hf upload NAME DIR/discriminator` publishes one. The run may be unfinished.",
+    )
+    parser.add_argument("run", type=str, metavar="RUN", help="a run's folder; its corpus is where it was")
+    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="new folder of the models")
+    parser.add_argument("--step", type=int | None, default=None, help="of the checkpoint, if not the newest")
+    return parser
+
+
+def _export(args: Any, _: list[str]) -> int:
+    from electra_fast.pretraining.export import export_checkpoint
+
+    step = export_checkpoint(args.run, args.output, step=args.step)
+    output = Path(args.output)
+    print(f"Models after step {step:,}: {output / 'discriminator'} and {output / 'generator'}")
+    print(f'Next: {PROG} inspect {shlex.quote(args.output)} "The cat sat on the because."')
     return 0
 
 
@@ -661,6 +704,61 @@ def _bench(args: Any, _: list[str]) -> int:
     return 0
 
 
+# convert
+
+
+def _convert_parser() -> ArgumentParser:
+    parser = _parser(
+        "convert",
+        "CHECKPOINT --output DIR [OPTIONS]",
+        "electra_small --output models/electra_small",
+        "models/mine/model.ckpt-1000000 --vocab vocab.txt --lowercase false --output models/converted",
+        "finetuning_models/mnli_model_1 --encoder_only --output models/mnli_encoder",
+        more="\n\nOf checkpoints that google-research/electra released or wrote, with TensorFlow to read them:\n"
+        "pip install 'electra-fast[tensorflow]'. No bit of a weight changes; the optimizer's variables are left out.",
+    )
+    parser.add_argument(
+        "checkpoint", type=str, metavar="CHECKPOINT", help="a folder, or a name without ending: model.ckpt-1000000"
+    )
+    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="new folder of the models")
+    parser.add_argument("--vocab", type=str, metavar="FILE", help="vocab.txt; default: the one beside the checkpoint")
+    parser.add_argument(
+        "--lowercase", type=bool | None, default=None, help="the model is uncased; if not as hparams say, or true"
+    )
+    parser.add_argument(
+        "--hparams",
+        type=str,
+        default="{}",
+        metavar="JSON",
+        help="what Google's programs were given as --hparams, JSON or a file of it: number of heads, mask_prob, ...",
+    )
+    parser.add_argument(
+        "--encoder_only",
+        action="store_true",
+        help="only the discriminator's encoder, as for a fine-tuned checkpoint, whose heads can't be converted",
+    )
+    return parser
+
+
+def _convert(args: Any, _: list[str]) -> int:
+    from electra_fast.conversion import convert, render
+
+    converted = convert(
+        args.checkpoint,
+        args.output,
+        vocab=args.vocab,
+        lowercase=args.lowercase,
+        hparams=args.hparams,
+        encoder_only=args.encoder_only,
+    )
+    render(converted)
+    if converted.is_joint:
+        tie = "" if converted.tie == "shared" else f" --model.tie {converted.tie}"
+        run = f"--init.run {shlex.quote(args.output)}{tie} --data.train corpus --output runs/continued"
+        print(f"Next: {PROG} pretrain --config continue {run}")
+    return 0
+
+
 COMMANDS = {
     "demo": Command("Train a small ELECTRA on text that is already here and look at it", _demo_parser, _demo),
     "info": Command("Show versions, devices, and which backend each operator and attention use", _info_parser, _info),
@@ -671,9 +769,13 @@ COMMANDS = {
     "data": Command("Show what is in a prepared corpus", _data_parser, _data),
     "pretrain": Command("Pretrain an ELECTRA on a prepared corpus", _pretrain_parser, _pretrain),
     "runs": Command("Compare runs on one picture and in a table, or list them", _runs_parser, _runs),
+    "export": Command("Write the models of a run's checkpoint, with model cards", _export_parser, _export),
     "inspect": Command("Colour each token by the probability that it was replaced", _inspect_parser, _inspect),
     "verify": Command("Check the fast model of a checkpoint against stock transformers", _verify_parser, _verify),
     "bench": Command("Time the fast model of a checkpoint beside stock transformers", _bench_parser, _bench),
+    "convert": Command(
+        "Turn a TensorFlow 1 checkpoint of Google's ELECTRA into transformers' format", _convert_parser, _convert
+    ),
 }
 
 if __name__ == "__main__":

@@ -266,11 +266,11 @@ def test_signals_save_and_say_how_to_go_on(number: int, code: int, prepared: Pat
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     log = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 180
     while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=110)
     assert process.returncode == code, err
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert f"Stopped by {signal.Signals(number).name}" in out

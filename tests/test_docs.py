@@ -200,7 +200,8 @@ def test_notebook_runs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     parameters.source += f"\nSTEPS = 3\nTRAIN, VALID = {str(world / 'text.txt')!r}, {str(world / 'held_out.txt')!r}"
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    limits = {"timeout": 600, "startup_timeout": 300}
+    NotebookClient(notebook, **limits, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
     outputs = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
     assert "image/png" in outputs

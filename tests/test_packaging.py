@@ -1,12 +1,15 @@
 """The package works as a wheel, from its sdist, as an editable install, without a compiler, and from a checkout.
 
-The environments are empty but for electra-fast; a .pth file lends them the libraries, so nothing is downloaded.
+The environments are empty but for electra-fast; a .pth file lends them the libraries, so nothing is downloaded. What
+takes minutes runs with ELECTRA_FAST_TEST_ALL=1; what needs a tool of the extra `release` is skipped without it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 LEFT_BEHIND = (".*", "build", "dist", "runs", "*.egg-info", "__pycache__", "*.so", "*.pyd")
@@ -39,6 +43,16 @@ print(json.dumps({
 """
 
 
+needs_all = pytest.mark.skipif(
+    not os.environ.get("ELECTRA_FAST_TEST_ALL"), reason="takes minutes; set ELECTRA_FAST_TEST_ALL=1"
+)
+
+
+def needs(tool: str) -> pytest.MarkDecorator:
+    missing = importlib.util.find_spec(tool) is None
+    return pytest.mark.skipif(missing, reason=f"needs {tool}: pip install 'electra-fast[release]'")
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clean copy of the checkout."""
@@ -54,6 +68,12 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         archive.extractall(folder / "unpacked", filter="data")
     (unpacked,) = (folder / "unpacked").iterdir()
     return folder / _build("build_wheel", unpacked, folder)
+
+
+@pytest.fixture(scope="module")
+def sdist(wheel: Path) -> Path:
+    (sdist,) = wheel.parent.glob("*.tar.gz")
+    return sdist
 
 
 def _copy(folder: Path) -> Path:
@@ -140,9 +160,127 @@ def test_editable_install_works(tmp_path: Path) -> None:
 def test_without_a_compiler_the_install_succeeds_and_says_what_is_missing(tmp_path: Path) -> None:
     copy = _copy(tmp_path)
     wheel = tmp_path / _build("build_wheel", copy, tmp_path, CC="false", CXX="false")
-    seen = _look(_environment(tmp_path / "env", wheel), tmp_path)
+    python = _environment(tmp_path / "env", wheel)
+    seen = _look(python, tmp_path)
     assert seen["backend"] == "reference"
     assert "C++ compiler" in seen["missing"]["cpp"]
+    if os.environ.get("ELECTRA_FAST_TEST_ALL"):
+        _check_install(python, tmp_path, "--reference")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="MSVC is found without CC and CXX")
+def test_a_release_is_not_built_without_a_compiler(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "copy")
+    command = [sys.executable, "-c", BUILD, "build_wheel", str(tmp_path)]
+    settings = {"CC": "false", "CXX": "false", "ELECTRA_FAST_REQUIRE_EXTENSION": "1"}
+    result = subprocess.run(
+        command, cwd=tmp_path / "copy", env=os.environ | settings, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode != 0
+    assert list(tmp_path.glob("*.whl")) == []
+
+
+def _check_install(python: Path, cwd: Path, *options: str) -> None:
+    """From outside of the checkout."""
+    script = shutil.copy(ROOT / "tests" / "scripts" / "check_install.py", cwd)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [str(python), script, *options], cwd=cwd, env=environment, capture_output=True, text=True, timeout=1200
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " works on Python " in result.stdout
+
+
+@needs_all
+@pytest.mark.timeout(1500)
+def test_the_installed_wheel_trains_a_model(wheel: Path, tmp_path: Path) -> None:
+    _check_install(_environment(tmp_path / "env", wheel), tmp_path)
+
+
+@needs_all
+@pytest.mark.timeout(1500)
+def test_checkout_and_sdist_build_the_same_wheel(source: Path, wheel: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "copy")
+    other = tmp_path / _build("build_wheel", tmp_path / "copy", tmp_path)
+    assert other.name == wheel.name
+    contents = [{name: file.read(name) for name in file.namelist()} for file in map(zipfile.ZipFile, (wheel, other))]
+    assert contents[0].keys() == contents[1].keys()
+    # RECORD lists the others; their order in it is the file system's.
+    differs = [name for name, content in contents[0].items() if content != contents[1][name]]
+    assert [name for name in differs if not name.endswith("/RECORD")] == []
+
+
+def test_sdist_holds_what_builds_tests_and_explains(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("no git checkout to compare with")
+    absent = {name for name in listed.stdout.splitlines() if name not in names and (ROOT / name).is_file()}
+    assert {name for name in absent if not name.startswith(".")} == set()  # but for git's and the workflows' files
+    assert not any(name.endswith((".so", ".pyd", ".pyc")) for name in names)
+
+
+@needs("twine")
+def test_the_index_takes_the_metadata(sdist: Path, wheel: Path) -> None:
+    command = [sys.executable, "-m", "twine", "check", "--strict", str(sdist), str(wheel)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@needs("auditwheel")
+@pytest.mark.skipif(sys.platform != "linux", reason="auditwheel is for Linux")
+def test_the_wheel_needs_nothing_that_pytorch_does_not(wheel: Path) -> None:
+    """Built by this machine's compiler, it may ask for a newer glibc than one from manylinux_2_28, but no library."""
+    command = [sys.executable, "-m", "auditwheel", "show", str(wheel)]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert re.search(r"manylinux_2_\d+_" + os.uname().machine, shown), shown
+    libraries = set(re.findall(r"(lib\w[\w+-]*\.so[.\d]*) with versions", shown))
+    assert libraries <= {"libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libpthread.so.0", "libdl.so.2"}
+
+
+@needs("cibuildwheel")
+@pytest.mark.parametrize(
+    ("platform", "archs", "endings"),
+    [
+        ("linux", "x86_64,aarch64", {"manylinux_x86_64", "manylinux_aarch64"}),
+        ("macos", "x86_64,arm64", {"macosx_x86_64", "macosx_arm64"}),
+        ("windows", "AMD64", {"win_amd64"}),
+    ],
+)
+def test_wheels_of_a_release(platform: str, archs: str, endings: set[str]) -> None:
+    """What the configuration builds; building itself takes containers and those systems."""
+    command = [sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", platform]
+    result = subprocess.run(
+        [*command, "--archs", archs, str(ROOT)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    pythons = ("cp310", "cp311", "cp312", "cp313", "cp314")
+    assert set(result.stdout.split()) == {f"{python}-{ending}" for python in pythons for ending in endings}
+
+
+def test_what_a_release_runs_is_there() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^test-command = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
+    files = re.findall(r"tests/[\w/]+\.py", command)
+    assert len(files) >= 2
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+def test_publishing_needs_no_secret() -> None:
+    folder = ROOT / ".github" / "workflows"
+    if not folder.is_dir():
+        pytest.skip("an sdist has no workflows")
+    for file in folder.glob("*.yml"):
+        text = file.read_text(encoding="utf-8")
+        workflow = yaml.safe_load(text)
+        assert "secrets." not in text
+        assert workflow["permissions"] == {"contents": "read"}
+        trusted = [name for name, job in workflow["jobs"].items() if "permissions" in job]
+        assert trusted == (["publish"] if file.name == "release.yml" else [])
+    publish = yaml.safe_load((folder / "release.yml").read_text(encoding="utf-8"))["jobs"]["publish"]
+    assert publish["permissions"] == {"id-token": "write"}
+    assert not any("run" in step for step in publish["steps"])  # none of the project's code has that right
 
 
 def test_a_checkout_runs_where_it_lies(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from electra_fast.data.remote import InputFile
 from electra_fast.extras import require
 
 BUFFER = 1 << 17  # bytes
@@ -52,7 +52,7 @@ def strip_compression(name: str) -> str:
 
 
 @contextmanager
-def open_content(path: Path, progress: Callable[[int], object] | None = None) -> Iterator[BinaryIO]:
+def open_content(path: InputFile, progress: Callable[[int], object] | None = None) -> Iterator[BinaryIO]:
     """The content of a file, decompressed if need be, as a buffered binary stream that can't seek.
 
     `progress` is called with the number of bytes of the file itself that were read since its last call.
@@ -69,7 +69,7 @@ def open_content(path: Path, progress: Callable[[int], object] | None = None) ->
             yield io.BufferedReader(_Decompressed(path, compression, file), BUFFER)
 
 
-def _compression(path: Path, head: bytes) -> Compression | None:
+def _compression(path: InputFile, head: bytes) -> Compression | None:
     for compression in COMPRESSIONS:
         if head.startswith(compression.magic) and (compression.name != "bzip2" or head[4:7] in (b"1AY", b"\x17rE")):
             return compression
@@ -106,7 +106,7 @@ class _Decompressed(io.RawIOBase):
     so that a damaged header loses the rest in silence, and zstandard takes a file that was cut short for a whole one.
     """
 
-    def __init__(self, path: Path, compression: Compression, file: BinaryIO) -> None:
+    def __init__(self, path: InputFile, compression: Compression, file: BinaryIO) -> None:
         self._path = path
         self._compression = compression
         self._file = file

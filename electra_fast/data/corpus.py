@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -28,6 +28,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from electra_fast.arguments import shown
 from electra_fast.data.checksum import file_sha256, sealed, unsealed
 from electra_fast.data.meta_checks import checked
+from electra_fast.data.remote import as_path, is_url
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -56,6 +57,14 @@ class Units:
     kind: str
     segmenter: str
     file: str
+    sha256: str
+
+
+class CorpusFile(NamedTuple):
+    """A file of a corpus: its name, its size in bytes, its checksum."""
+
+    name: str
+    size: int
     sha256: str
 
 
@@ -95,6 +104,13 @@ class CorpusMeta:
         parts = [self.tokenizer_sha256, self.offsets_sha256, *(file.sha256 for file in (*self.shards, *self.units))]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
+    def files(self) -> list[CorpusFile]:
+        """The files beside meta.json, the tokenizer's aside; offsets.bin is the first."""
+        itemsize, bits = TOKEN_DTYPES[self.dtype].itemsize, -(-self.tokens // 8)
+        offsets = CorpusFile(OFFSETS_FILE, (self.documents + 1) * OFFSET_DTYPE.itemsize, self.offsets_sha256)
+        shards = [CorpusFile(shard.file, shard.tokens * itemsize, shard.sha256) for shard in self.shards]
+        return [offsets, *shards, *(CorpusFile(unit.file, bits, unit.sha256) for unit in self.units)]
+
     @classmethod
     def read(cls, folder: Path) -> CorpusMeta:
         """Raises ValueError if the folder holds no corpus, one of another format version, or a damaged meta.json."""
@@ -103,8 +119,13 @@ class CorpusMeta:
             raise ValueError(
                 f"{folder} is no prepared corpus: it holds no {META_FILE} (electra-fast prepare makes one)"
             )
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, path: str) -> CorpusMeta:
+        """`read`, of what a meta.json holds; `path` names it in errors."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(text.decode())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is damaged: {error}; {AGAIN}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -152,26 +173,36 @@ class Corpus:
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False) -> Corpus:
-        """Opens a corpus folder.
+        """Opens a corpus folder; of one behind a URL, its `remote_corpus.local_copy`.
 
         Checks meta.json and offsets.bin by their checksums, the shards and units by their sizes; with `verify` these by
         their checksums too, which reads all of the corpus.
 
         Raises ValueError naming the file that is missing or damaged.
         """
+        path = as_path(path)
+        if is_url(path):
+            return cls._open_copy(path, verify)
         folder = Path(path)
         meta = CorpusMeta.read(folder)
-        itemsize = TOKEN_DTYPES[meta.dtype].itemsize
-        _check_file(folder / OFFSETS_FILE, (meta.documents + 1) * OFFSET_DTYPE.itemsize, meta.offsets_sha256)
-        for shard in meta.shards:
-            _check_file(folder / shard.file, shard.tokens * itemsize, shard.sha256 if verify else None)
-        for unit in meta.units:
-            _check_file(folder / unit.file, -(-meta.tokens // 8), unit.sha256 if verify else None)
+        for file in meta.files():
+            known = file.sha256 if verify or file.name == OFFSETS_FILE else None
+            _check_file(folder / file.name, file.size, known)
         corpus = cls(folder, meta)
         corpus._check_offsets()
         if verify:
             corpus._check_ids()
         return corpus
+
+    @classmethod
+    def _open_copy(cls, url: str, verify: bool) -> Corpus:
+        from electra_fast.data.remote_corpus import local_copy
+
+        folder = local_copy(url)
+        try:
+            return cls.open(folder, verify=verify)
+        except ValueError as error:
+            raise ValueError(f"{error}, or delete {folder}, a copy of {url}, and it is downloaded again") from error
 
     def _check_offsets(self) -> None:
         # Each is compared with the one before: a difference of int64 can overflow.

@@ -4,15 +4,96 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from electra_fast.data.corpus import OFFSET_DTYPE, OFFSETS_FILE, Shard
+from electra_fast.data.corpus import OFFSET_DTYPE, OFFSETS_FILE, TOKEN_DTYPES, CorpusMeta, Shard, Units
+from electra_fast.data.deduplication import Duplicates
+from electra_fast.data.remote import as_path, is_url
 from electra_fast.files import flush
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from electra_fast.data.encoding import Chunk, Encoder
+
+SHARD_TOKENS = 1 << 28  # 512 MB of uint16
+
+
+def write_corpus(
+    chunks: Iterable[Chunk],
+    tokenizer: PreTrainedTokenizerFast,
+    output: str | Path,
+    *,
+    encoder: Encoder,
+    shard_tokens: int = SHARD_TOKENS,
+    overwrite: bool = False,
+    tell: Callable[..., object] = lambda **_: None,
+    source: str,
+) -> CorpusMeta:
+    """Writes the corpus folder `output` of documents that `encoder`, which is that of `tokenizer`, has encoded.
+
+    What is written depends on the documents in their order, the tokenizer and the encoder's options, not on where
+    chunks begin. Documents without tokens are left out, and duplicates where the encoder gives keys. `tell` is called
+    with the documents and tokens so far. The folder is whole or not there; `overwrite` replaces a corpus. It may be a
+    URL: see `remote_corpus.UploadedFolder`.
+
+    Raises ValueError where there is no token, naming the `source`, and for an `output` that exists.
+    """
+    from electra_fast.data.encoding import vocabulary_size
+    from electra_fast.data.tokenizer import save_tokenizer, tokenizer_hash
+
+    folder = _corpus_folder(output)
+    folder.check(overwrite=overwrite)
+    units = encoder.units
+    duplicates = Duplicates() if encoder.deduplicate else None
+    with folder as partial:
+        with CorpusWriter(partial, shard_tokens, TOKEN_DTYPES[encoder.dtype], units.kinds) as writer:
+            for chunk in chunks:
+                if not chunk.lengths.all():
+                    chunk = chunk.select(chunk.lengths > 0)
+                if duplicates:
+                    chunk = duplicates.drop(chunk)
+                writer.write(chunk.lengths, chunk.ids, chunk.text_bytes, chunk.starts)
+                tell(documents=writer.documents, tokens=writer.tokens)
+        if writer.tokens == 0:
+            raise ValueError(f"no document with a token in {source}: give files that hold text")
+        save_tokenizer(tokenizer, partial / "tokenizer")
+        meta = CorpusMeta(
+            tokenizer_sha256=tokenizer_hash(tokenizer),
+            vocab_size=vocabulary_size(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            cls_token_id=tokenizer.cls_token_id,
+            sep_token_id=tokenizer.sep_token_id,
+            mask_token_id=tokenizer.mask_token_id,
+            dtype=encoder.dtype,
+            documents=writer.documents,
+            tokens=writer.tokens,
+            text_bytes=writer.text_bytes,
+            duplicate_documents=duplicates.documents if duplicates else None,
+            duplicate_tokens=duplicates.tokens if duplicates else None,
+            shards=tuple(writer.shards),
+            offsets_sha256=writer.offsets_sha256,
+            units=tuple(
+                Units(kind, units.segmenter, f"starts-{kind}.bin", sha256)
+                for kind, sha256 in writer.units_sha256.items()
+            ),
+        )
+        meta.write(partial)
+    return meta
+
+
+def _corpus_folder(output: str | Path) -> PartialFolder:
+    output = as_path(output)
+    if not is_url(output):
+        return PartialFolder(Path(output).resolve())
+    from electra_fast.data.remote_corpus import UploadedFolder
+
+    return UploadedFolder(output)
 
 
 class PartialFolder:
@@ -22,6 +103,16 @@ class PartialFolder:
         self.output = output
         self.partial = output.parent / f".{output.name}.partial"
         self.replaced = output.parent / f".{output.name}.replaced"
+
+    def check(self, *, overwrite: bool) -> None:
+        """Raises ValueError where there is something else than a corpus, or a corpus that may not be replaced."""
+        if not self.output.exists() or (self.output.is_dir() and not any(self.output.iterdir())):
+            return
+        if not overwrite:
+            raise ValueError(
+                f"output {self.output} exists; choose another or overwrite it (overwrite=True, --overwrite)"
+            )
+        CorpusMeta.read(self.output)  # raises for a folder that is no corpus
 
     def __enter__(self) -> Path:
         for left_by_a_killed_run in (self.partial, self.replaced):

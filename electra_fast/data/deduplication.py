@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from electra_fast.data.encoding import Chunk
 
 KEY_DTYPE = np.dtype("S16")
 
@@ -48,3 +52,18 @@ class SeenKeys:
 
     def __len__(self) -> int:
         return sum(map(len, self._arrays))
+
+
+class Duplicates:
+    """Drops documents whose key was there before, and counts them."""
+
+    def __init__(self) -> None:
+        self.documents = 0
+        self.tokens = 0
+        self._seen = SeenKeys()
+
+    def drop(self, chunk: Chunk) -> Chunk:
+        kept = self._seen.add(chunk.keys)
+        self.documents += int((~kept).sum())
+        self.tokens += int(chunk.lengths[~kept].sum())
+        return chunk if kept.all() else chunk.select(kept)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from electra_fast.data.documents import check_inputs, read_documents
+from electra_fast.data.remote import check_local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,16 +45,13 @@ def train_wordpiece(
     """
     from transformers import BertTokenizer
 
-    paths = check_inputs(inputs)
-
     def documents() -> Iterator[str]:
-        for path in paths:
-            yield from read_documents(path, format=format, text_field=text_field)
+        return read_documents(inputs, format=format, text_field=text_field)
 
     blank = BertTokenizer(do_lower_case=lowercase).backend_tokenizer
     alphabet = _alphabet(documents(), blank.normalizer.normalize_str, limit_alphabet)
     if not alphabet:
-        raise ValueError(f"no text to train on in {', '.join(map(str, paths))}: every line is blank")
+        raise ValueError(f"no text to train on in {', '.join(map(str, check_inputs(inputs)))}: every line is blank")
 
     # The trainer numbers "##x" in the order of a randomly seeded hash map, and numbers break its ties between pieces:
     # so learn first which of them occur, and give them to the real run as reserved tokens, in a fixed order.
@@ -116,10 +114,11 @@ def load_tokenizer(path: str | Path, *, lowercase: bool = True, max_length: int 
     """
     from transformers import AutoTokenizer, BertTokenizer
 
+    check_local(path, "tokenizer")
     path = Path(path)
     if path.is_dir():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # of a damaged file, transformers and tokenizers raise whatever comes
             reason = " ".join(str(error).split())[:160]
             raise ValueError(
@@ -163,6 +162,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> No
 
     Raises OSError, or what `tokenizers` raises instead, where they can't be written; `folder` is then as it was.
     """
+    check_local(folder, "output")
     folder = Path(folder)
     aside = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(aside, ignore_errors=True)
@@ -186,7 +186,12 @@ def _write(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """sha256 (hex) of all that decides the ids: tokenizer.json in canonical form, without truncation and padding."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    return tokenizer_json_hash(tokenizer.backend_tokenizer.to_str())
+
+
+def tokenizer_json_hash(text: str) -> str:
+    """`tokenizer_hash`, of what tokenizer.json holds."""
+    content = json.loads(text)
     for runtime_state in ("truncation", "padding"):
         content.pop(runtime_state, None)
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -54,7 +54,7 @@ def train_unigram(
         ]
     )
     pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(SPACE), pre_tokenizers.Punctuation("isolated")])
-    words = _words(_documents(inputs, format, text_field), normalizer, pre_tokenizer)
+    words = _words(read_documents(inputs, format=format, text_field=text_field), normalizer, pre_tokenizer)
     alphabet = _alphabet(words, limit_alphabet)
     if not alphabet:
         raise _no_text(inputs)
@@ -136,7 +136,7 @@ def train_byte_level_bpe(
 
     def documents() -> Iterator[str]:
         nonlocal empty
-        for document in _documents(inputs, format, text_field):
+        for document in read_documents(inputs, format=format, text_field=text_field):
             empty = False
             yield document
 
@@ -151,11 +151,6 @@ TRAINERS: dict[str, Callable[..., PreTrainedTokenizerFast]] = {
     "unigram": train_unigram,
     "bpe": train_byte_level_bpe,
 }
-
-
-def _documents(inputs: str | Path | Sequence[str | Path], format: str, text_field: str) -> Iterator[str]:
-    for path in check_inputs(inputs):
-        yield from read_documents(path, format=format, text_field=text_field)
 
 
 def _words(documents: Iterator[str], normalizer: Any, pre_tokenizer: Any) -> Counter[str]:

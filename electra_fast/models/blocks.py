@@ -1,8 +1,9 @@
 """The two halves of a layer for training on a CPU, each one autograd function around the operators.
 
-What it saves beside a chain of operators: gradients of the layer's input are added by the products that make them, not
-by passes of their own, and autograd and Python have two nodes a layer to walk through, not thirty. T tokens, H hidden,
-I intermediate.
+What it saves beside a chain of operators: biases are added, and their gradients summed, by the kernels that read or
+write these numbers anyway; gradients of the layer's input are added by the products that make them; of a layer's twelve
+[T, H] one is made again instead of kept; and autograd and Python have two nodes a layer to walk through, not thirty.
+T tokens, H hidden, I intermediate.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from electra_fast.ops.attention import _backward_operator as attention_backward
-from electra_fast.ops.attention import _varlen_attention as varlen_attention
-from electra_fast.ops.gelu import _bias_gelu as bias_gelu
-from electra_fast.ops.gelu import bias_gelu_backward_in_place_cpp
-from electra_fast.ops.layer_norm import _dropout_add_layer_norm as dropout_add_layer_norm
-from electra_fast.ops.layer_norm import _dropout_add_layer_norm_backward as dropout_add_layer_norm_backward
+from electra_fast.ops.attention import check_sequences, varlen_attention_backward_cpp, varlen_attention_cpp
+from electra_fast.ops.gelu import bias_gelu_backward_in_place_cpp, bias_gelu_cpp
+from electra_fast.ops.layer_norm import (
+    layer_norm,
+    linear_dropout_add_layer_norm_backward_cpp,
+    linear_dropout_add_layer_norm_cpp,
+)
 
 BACKEND = "cpp"  # of every operator here; the caller has made sure that it can run
+# Numbers of [T, I] that are there at once beside what is kept: 8 MiB. Fewer would make the products slower.
+_NUMBERS_AT_ONCE = 2**21
 
 
 class Noise(NamedTuple):
@@ -45,6 +49,16 @@ class Attention(NamedTuple):
         return self.cu_seqlens, seed, row_ids, self.max_seqlen, p, stream, self.scale
 
 
+class Normed(NamedTuple):
+    """A result of LayerNorm and, where it can be made again, what it was made from."""
+
+    y: Tensor  # [T, H]
+    total: Tensor | None = None  # [T, H], what was normalised
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 0.0
+
+
 class _AttentionBlock(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -63,35 +77,41 @@ class _AttentionBlock(torch.autograd.Function):
         attention: Attention,
         noise: Noise,
         eps: float,
-    ) -> Tensor:
-        q, k, v = (
-            torch.addmm(bias, x, weight.T).unflatten(1, (attention.heads, -1))
-            for weight, bias in ((wq, bq), (wk, bk), (wv, bv))
-        )
-        context, lse = varlen_attention(q, k, v, *attention.arguments(), backend=BACKEND)
-        z = torch.addmm(bo, context.flatten(1), wo.T)
-        y, stats = _norm(z, x, norm_weight, norm_bias, noise, eps)
-        ctx.save_for_backward(x, q, k, v, context, lse, z, stats, wq, wk, wv, wo, norm_weight)
+    ) -> tuple[Tensor, Tensor]:
+        q, k, v = (torch.mm(x, weight.T).unflatten(1, (attention.heads, -1)) for weight in (wq, wk, wv))
+        biases = torch.cat((bq, bk, bv))
+        options = attention.arguments()
+        check_sequences(q, k, v, *options)
+        context, lse = varlen_attention_cpp(q, k, v, *options, bias=biases)
+        z = torch.mm(context.flatten(1), wo.T)
+        y, stats = _norm(z, bo, x, norm_weight, norm_bias, noise, eps)
+        ctx.save_for_backward(x, q, k, v, biases, context, lse, z, stats, wq, wk, wv, wo, norm_weight)
         ctx.attention, ctx.noise = attention, noise
-        return y
+        ctx.mark_non_differentiable(z)
+        ctx.set_materialize_grads(False)
+        return y, z
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 14
         _refuse_second_derivative()
-        x, q, k, v, context, lse, z, stats, wq, wk, wv, wo, norm_weight = ctx.saved_tensors
-        dz, dx, dnorm_weight, dnorm_bias = _norm_backward(dy, z, x, norm_weight, stats, ctx.noise)
-        d_output = _parameter_gradients(ctx, 7, dz, context.flatten(1))
+        x, q, k, v, biases, context, lse, total, stats, wq, wk, wv, wo, norm_weight = ctx.saved_tensors
+        dz, dx, dbo, dnorm_weight, dnorm_bias = _norm_backward(dy, total, norm_weight, stats, ctx.noise)
+        dwo = torch.mm(dz.T, context.flatten(1)) if ctx.needs_input_grad[7] else None
         d_context = torch.mm(dz, wo).view_as(context)
-        options = ctx.attention.arguments()
-        gradients = attention_backward(d_context, q, k, v, context, lse, *options, backend=BACKEND)
+        d_biases = torch.empty_like(biases)
+        gradients = varlen_attention_backward_cpp(
+            d_context, q, k, v, context, lse, *ctx.attention.arguments(), bias=biases, dbias=d_biases
+        )
         gradients = [gradient.flatten(1) for gradient in gradients]
-        d_projections = [
-            each for i, gradient in enumerate(gradients) for each in _parameter_gradients(ctx, 1 + 2 * i, gradient, x)
-        ]
+        d_projections: list[Tensor | None] = []
+        for i, (gradient, d_bias) in enumerate(zip(gradients, d_biases.view(3, -1), strict=True)):
+            d_projections += [torch.mm(gradient.T, x) if ctx.needs_input_grad[1 + 2 * i] else None, d_bias]
         if ctx.needs_input_grad[0]:
             for gradient, weight in zip(gradients, (wq, wk, wv), strict=True):
                 dx.addmm_(gradient, weight)
-        return dx, *d_projections, *d_output, dnorm_weight, dnorm_bias, None, None, None
+        return dx, *d_projections, dwo, dbo, dnorm_weight, dnorm_bias, None, None, None
 
 
 class _FeedForwardBlock(torch.autograd.Function):
@@ -107,28 +127,43 @@ class _FeedForwardBlock(torch.autograd.Function):
         norm_bias: Tensor,
         noise: Noise,
         eps: float,
+        made_from: tuple[Tensor, Tensor, Tensor] | None,
+        made_with_eps: float,
     ) -> Tensor:
-        u = torch.mm(x, w1.T)  # [T, I]
-        a = bias_gelu(u, b1, backend=BACKEND)
-        z = torch.addmm(b2, a, w2.T)
-        y, stats = _norm(z, x, norm_weight, norm_bias, noise, eps)
-        # Not `a`, a quarter of what a layer would keep: the gradient of GELU makes it again on its way.
-        ctx.save_for_backward(x, u, z, stats, w1, b1, w2, norm_weight)
-        ctx.noise = noise
+        u, z = x.new_empty(x.shape[0], w1.shape[0]), torch.empty_like(x)
+        parts = _parts(u)
+        buffer = torch.empty_like(u[parts[0]])
+        for part in parts:
+            torch.mm(x[part], w1.T, out=u[part])
+            a = bias_gelu_cpp(u[part], b1, buffer[: len(u[part])])
+            torch.mm(a, w2.T, out=z[part])
+        y, stats = _norm(z, b2, x, norm_weight, norm_bias, noise, eps)
+        # Not `a`, a quarter of what a layer would keep: the gradient of GELU makes it again on its way. Nor x, if the
+        # sum that it was normalised from is kept anyway.
+        ctx.save_for_backward(u, z, stats, w1, b1, w2, norm_weight, *(made_from or (x,)))
+        ctx.noise, ctx.made_with_eps = noise, made_with_eps
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
-        x, u, z, stats, w1, b1, w2, norm_weight = ctx.saved_tensors
-        dz, dx, dnorm_weight, dnorm_bias = _norm_backward(dy, z, x, norm_weight, stats, ctx.noise)
-        du = torch.mm(dz, w2)
-        db1, a = bias_gelu_backward_in_place_cpp(du, u, b1)
-        d_second = _parameter_gradients(ctx, 3, dz, a)
-        dw1 = torch.mm(du.T, x) if ctx.needs_input_grad[1] else None
-        if ctx.needs_input_grad[0]:
-            dx.addmm_(du, w1)
-        return dx, dw1, db1, *d_second, dnorm_weight, dnorm_bias, None, None
+        u, total, stats, w1, b1, w2, norm_weight, x, *made_with = ctx.saved_tensors
+        dz, dx, db2, dnorm_weight, dnorm_bias = _norm_backward(dy, total, norm_weight, stats, ctx.noise)
+        dw1 = db1 = dw2 = None
+        parts = _parts(u)
+        buffers = torch.empty_like(u[parts[0]]), torch.empty_like(u[parts[0]])
+        for part in parts:
+            du, a = (buffer[: len(u[part])] for buffer in buffers)
+            torch.mm(dz[part], w2, out=du)
+            db1 = _add(db1, bias_gelu_backward_in_place_cpp(du, u[part], b1, a))
+            if ctx.needs_input_grad[3]:
+                dw2 = _add_product(dw2, dz[part].T, a)
+            if ctx.needs_input_grad[1]:
+                x_part = layer_norm(x[part], *made_with, eps=ctx.made_with_eps) if made_with else x[part]
+                dw1 = _add_product(dw1, du.T, x_part)
+            if ctx.needs_input_grad[0]:
+                dx[part].addmm_(du, w1)
+        return dx, dw1, db1, dw2, db2, dnorm_weight, dnorm_bias, None, None, None, None
 
 
 # Without Function's own `apply`, which first asks about functorch: whoever calls these has done so.
@@ -142,42 +177,52 @@ def attention_block(
     norm: nn.LayerNorm,
     attention: Attention,
     noise: Noise,
-) -> Tensor:
+) -> Normed:
     """LayerNorm(dropout(output(attention(x))) + x) of float32 [T, H], contiguous.
 
     Args:
         layers: queries, keys, values, output; all with a bias.
     """
     parameters = (each for layer in layers for each in (layer.weight, layer.bias))
-    return _attention_block(x, *parameters, norm.weight, norm.bias, attention, noise, norm.eps)
+    y, total = _attention_block(x, *parameters, norm.weight, norm.bias, attention, noise, norm.eps)
+    return Normed(y, total, norm.weight, norm.bias, norm.eps)
 
 
-def feed_forward_block(x: Tensor, up: nn.Linear, down: nn.Linear, norm: nn.LayerNorm, noise: Noise) -> Tensor:
+def feed_forward_block(x: Normed, up: nn.Linear, down: nn.Linear, norm: nn.LayerNorm, noise: Noise) -> Tensor:
     """LayerNorm(dropout(down(gelu(up(x)))) + x) of float32 [T, H], contiguous; both layers have a bias."""
-    return _feed_forward_block(x, up.weight, up.bias, down.weight, down.bias, norm.weight, norm.bias, noise, norm.eps)
+    parameters = up.weight, up.bias, down.weight, down.bias, norm.weight, norm.bias
+    made_from = None if x.total is None else (x.total, x.weight.detach(), x.bias.detach())
+    return _feed_forward_block(x.y, *parameters, noise, norm.eps, made_from, x.eps)
 
 
-def _norm(z: Tensor, x: Tensor, weight: Tensor, bias: Tensor, noise: Noise, eps: float) -> tuple[Tensor, Tensor]:
+def _norm(
+    z: Tensor, z_bias: Tensor, x: Tensor, weight: Tensor, bias: Tensor, noise: Noise, eps: float
+) -> tuple[Tensor, Tensor]:
+    """y and its statistics; z becomes the sum that is normalised."""
     p, seed, stream, row_ids = noise
-    return dropout_add_layer_norm(z, x, weight, bias, seed, row_ids, p, eps, stream, backend=BACKEND)
+    return linear_dropout_add_layer_norm_cpp(z, z_bias, x, weight, bias, seed, row_ids, p, eps, stream)
 
 
 def _norm_backward(
-    dy: Tensor, z: Tensor, x: Tensor, weight: Tensor, stats: Tensor, noise: Noise
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dz, dx, dweight, dbias); dz and dx are two tensors, one of which the caller will add to."""
+    dy: Tensor, total: Tensor, weight: Tensor, stats: Tensor, noise: Noise
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dz, dx, dz_bias, dweight and dbias; dz and dx are two tensors, one of which the caller will add to."""
     p, seed, stream, row_ids = noise
-    return dropout_add_layer_norm_backward(
-        dy.contiguous(), z, x, weight, stats, seed, row_ids, p, stream, True, True, True, backend=BACKEND
-    )
+    return linear_dropout_add_layer_norm_backward_cpp(dy.contiguous(), total, weight, stats, seed, row_ids, p, stream)
 
 
-def _parameter_gradients(ctx: Any, index: int, dy: Tensor, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Those of the linear layer whose weight is the block's argument `index` and whose bias is the next."""
-    return (
-        torch.mm(dy.T, x) if ctx.needs_input_grad[index] else None,
-        dy.sum(0) if ctx.needs_input_grad[index + 1] else None,
-    )
+def _parts(u: Tensor) -> list[slice]:
+    """Rows of [T, I], of which what is needed for some at once is small; at least one part, the first the largest."""
+    rows = max(_NUMBERS_AT_ONCE // max(u.shape[1], 1), 1)
+    return [slice(start, start + rows) for start in range(0, max(u.shape[0], 1), rows)]
+
+
+def _add(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    return torch.mm(left, right) if total is None else total.addmm_(left, right)
 
 
 def _refuse_second_derivative() -> None:

@@ -105,9 +105,10 @@ class FlatLayer:
         """[1, T, H] -> [1, T, H], or [1, R, H] where `rows` [R] names the tokens that are wanted."""
         if flat is None:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        row_ids = flat.row_ids
+        row_ids, normed = flat.row_ids, None
         if rows is None and self._attention_is_block(hidden_states, flat):
-            hidden_states = self._attention_block(hidden_states, flat, stream)
+            normed = self._attention_block(hidden_states, flat, stream)
+            hidden_states = normed.y.unsqueeze(0)
         else:
             context = _attend(self.attention.self, hidden_states, flat, stream)
             if rows is not None:
@@ -116,13 +117,20 @@ class FlatLayer:
             hidden_states = _add_and_norm(self.attention.output, context, hidden_states, flat.seed, stream + 1, row_ids)
         chunk = self.chunk_size_feed_forward * flat.packing.batch_size  # as many tokens at once as in transformers
         if chunk == 0:
-            return self._feed_forward(hidden_states, flat.seed, stream + 2, row_ids)
+            return self._feed_forward(hidden_states, flat.seed, stream + 2, row_ids, normed)
         if row_ids is None:
             row_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device)
         chunks = zip(hidden_states.split(chunk, dim=1), row_ids.split(chunk), strict=True)
         return torch.cat([self._feed_forward(x, flat.seed, stream + 2, names) for x, names in chunks], dim=1)
 
-    def _feed_forward(self, x: Tensor, seed: Tensor | None, stream: int, row_ids: Tensor | None) -> Tensor:
+    def _feed_forward(
+        self,
+        x: Tensor,
+        seed: Tensor | None,
+        stream: int,
+        row_ids: Tensor | None,
+        normed: blocks.Normed | None = None,
+    ) -> Tensor:
         up, output = self.intermediate.dense, self.output
         if (
             _trains_on_cpu(x, self.training)
@@ -130,7 +138,8 @@ class FlatLayer:
             and _are_plain((up, output.dense), output.LayerNorm, output.dropout)
         ):
             noise = _noise(output.dropout, seed, stream, row_ids)
-            return blocks.feed_forward_block(x.squeeze(0), up, output.dense, output.LayerNorm, noise).unsqueeze(0)
+            normed = normed or blocks.Normed(x.squeeze(0))
+            return blocks.feed_forward_block(normed, up, output.dense, output.LayerNorm, noise).unsqueeze(0)
         return _add_and_norm(output, _intermediate(self.intermediate, x), x, seed, stream, row_ids)
 
     def _attention_is_block(self, hidden_states: Tensor, flat: FlatBatch) -> bool:
@@ -146,7 +155,7 @@ class FlatLayer:
             == blocks.BACKEND
         )
 
-    def _attention_block(self, hidden_states: Tensor, flat: FlatBatch, stream: int) -> Tensor:
+    def _attention_block(self, hidden_states: Tensor, flat: FlatBatch, stream: int) -> blocks.Normed:
         module, output, packing = self.attention.self, self.attention.output, flat.packing
         attention = blocks.Attention(
             module.num_attention_heads,
@@ -157,7 +166,7 @@ class FlatLayer:
         )
         layers = module.query, module.key, module.value, output.dense
         noise = _noise(output.dropout, flat.seed, stream + 1, flat.row_ids)
-        return blocks.attention_block(hidden_states.squeeze(0), layers, output.LayerNorm, attention, noise).unsqueeze(0)
+        return blocks.attention_block(hidden_states.squeeze(0), layers, output.LayerNorm, attention, noise)
 
 
 def _trains_on_cpu(hidden_states: Tensor, training: bool) -> bool:

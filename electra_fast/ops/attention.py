@@ -149,6 +149,7 @@ def _arguments(
     p: float,
     stream: int,
     scale: float,
+    bias: Tensor | None,
 ) -> Any:
     """What forward and backward have in common. The caller keeps the tensors alive."""
     return _backends.extension().Attention(
@@ -166,10 +167,11 @@ def _arguments(
         keep_scale=_keep_scale(p),
         seed=seed.item() if seed is not None else 0,
         stream=stream,
+        bias=0 if bias is None else bias.data_ptr(),
     )
 
 
-def _varlen_attention_cpp(
+def varlen_attention_cpp(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -180,12 +182,18 @@ def _varlen_attention_cpp(
     p: float,
     stream: int,
     scale: float,
+    *,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """The results of `varlen_attention_reference`.
+
+    bias: float32 [3, heads * D], added to q, k and v; whoever gives it has checked the sequences.
+    """
     q, k, v, starts = _rows(q), _rows(k), _rows(v), cu_seqlens.long()
     out = q.new_empty(q.shape)
     lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
     _backends.extension().attention(
-        _arguments(q, k, v, starts, seed, row_ids, p, stream, scale),
+        _arguments(q, k, v, starts, seed, row_ids, p, stream, scale, bias),
         out=_address(out),
         lse=lse.data_ptr(),
         is_bfloat16=q.dtype == torch.bfloat16,
@@ -194,7 +202,7 @@ def _varlen_attention_cpp(
     return out, lse
 
 
-def _varlen_attention_backward_cpp(
+def varlen_attention_backward_cpp(
     d_out: Tensor,
     q: Tensor,
     k: Tensor,
@@ -208,16 +216,21 @@ def _varlen_attention_backward_cpp(
     p: float,
     stream: int,
     scale: float,
+    *,
+    bias: Tensor | None = None,
+    dbias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of `varlen_attention_backward_reference`; fills dbias [3, heads * D] with their sums over tokens."""
     d_out, q, k, v, starts = _rows(d_out), _rows(q), _rows(k), _rows(v), cu_seqlens.long()
     dq, dk, dv = (q.new_empty(q.shape) for _ in range(3))
     _backends.extension().attention_backward(
-        _arguments(q, k, v, starts, seed, row_ids, p, stream, scale),
+        _arguments(q, k, v, starts, seed, row_ids, p, stream, scale, bias),
         lse=lse.data_ptr(),
         d_out=_address(d_out),
         dq=_address(dq),
         dk=_address(dk),
         dv=_address(dv),
+        dbias=0 if dbias is None else dbias.data_ptr(),
         is_bfloat16=q.dtype == torch.bfloat16,
         threads=torch.get_num_threads(),
     )
@@ -273,7 +286,7 @@ def _backward_shapes(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _check_values(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *args: Any) -> None:
+def check_sequences(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *args: Any) -> None:
     num_tokens, max_seqlen = q.shape[0], args[2]
     bounds = cu_seqlens.cpu().numpy()  # NumPy's calls cost a fifth of PyTorch's
     lengths = bounds[1:] - bounds[:-1]
@@ -307,7 +320,7 @@ _backward_operator = register(
     "varlen_attention_backward",
     {
         "reference": varlen_attention_backward_reference,
-        "cpp": _varlen_attention_backward_cpp,
+        "cpp": varlen_attention_backward_cpp,
         "triton": _varlen_attention_backward_triton,
     },
     operator="varlen_attention",
@@ -318,12 +331,12 @@ _varlen_attention = register(
     "varlen_attention",
     {
         "reference": varlen_attention_reference,
-        "cpp": _varlen_attention_cpp,
+        "cpp": varlen_attention_cpp,
         "triton": _varlen_attention_triton,
     },
     operator="varlen_attention",
     shapes=_shapes,
-    check_values=_check_values,
+    check_values=check_sequences,
     setup_context=_setup_context,
     backward=_backward,
 )

@@ -22,10 +22,11 @@ def bias_gelu_backward_reference(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[T
     return dx.to(x.dtype), dx.sum(0)
 
 
-def _bias_gelu_cpp(x: Tensor, bias: Tensor) -> Tensor:
+def bias_gelu_cpp(x: Tensor, bias: Tensor, y: Tensor | None = None) -> Tensor:
+    """The result of `bias_gelu_reference`, in `y` where that is given."""
     extension = _backends.extension()
     run = extension.bias_gelu_float32 if x.dtype == torch.float32 else extension.bias_gelu_bfloat16
-    y = torch.empty_like(x)
+    y = torch.empty_like(x) if y is None else y
     run(
         x=x.data_ptr(),
         bias=bias.data_ptr(),
@@ -43,11 +44,11 @@ def _bias_gelu_backward_cpp(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor
     return dx, dbias
 
 
-def bias_gelu_backward_in_place_cpp(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """(dbias, y): `dy` becomes dx, and y, the forward's result, is made again, so that nobody has to keep it."""
-    dbias, y = torch.empty_like(bias), torch.empty_like(x)
+def bias_gelu_backward_in_place_cpp(dy: Tensor, x: Tensor, bias: Tensor, y: Tensor) -> Tensor:
+    """dbias; `dy` becomes dx, and in `y` the forward's result is made again, so that nobody has to keep it."""
+    dbias = torch.empty_like(bias)
     _run_backward_cpp(dy, x, bias, dy, dbias, y)
-    return dbias, y
+    return dbias
 
 
 def _run_backward_cpp(dy: Tensor, x: Tensor, bias: Tensor, dx: Tensor, dbias: Tensor, y: Tensor | None = None) -> None:
@@ -107,7 +108,7 @@ _bias_gelu_backward = register(
 )
 _bias_gelu = register(
     "bias_gelu",
-    {"reference": bias_gelu_reference, "cpp": _bias_gelu_cpp, "triton": _bias_gelu_triton},
+    {"reference": bias_gelu_reference, "cpp": bias_gelu_cpp, "triton": _bias_gelu_triton},
     operator="bias_gelu",
     shapes=_shapes,
     setup_context=_setup_context,

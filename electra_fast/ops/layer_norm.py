@@ -159,6 +159,8 @@ def _dropout_add_layer_norm_cpp(
         eps,
         y.data_ptr(),
         stats.data_ptr(),
+        0,
+        0,
         torch.get_num_threads(),
     )
     return y, stats
@@ -191,9 +193,66 @@ def _dropout_add_layer_norm_backward_cpp(
         dresidual.data_ptr() if needs_dresidual else 0,
         dweight.data_ptr() if needs_parameters else 0,
         dbias.data_ptr() if needs_parameters else 0,
+        0,
         torch.get_num_threads(),
     )
     return gradients
+
+
+def linear_dropout_add_layer_norm_cpp(
+    x: Tensor,
+    x_bias: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor | None,
+    row_ids: Tensor | None,
+    p: float,
+    eps: float,
+    stream: int,
+) -> tuple[Tensor, Tensor]:
+    """`_dropout_add_layer_norm` of x + x_bias [H], in float32. In the place of x comes the sum that is normalised."""
+    y, stats = _dropout_add_layer_norm_shapes(x, residual, weight)
+    _backends.extension().layer_norm(
+        *_rows(x, residual, seed, row_ids, p, stream),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        eps,
+        y.data_ptr(),
+        stats.data_ptr(),
+        x_bias.data_ptr(),
+        x.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return y, stats
+
+
+def linear_dropout_add_layer_norm_backward_cpp(
+    dy: Tensor,
+    total: Tensor,
+    weight: Tensor,
+    stats: Tensor,
+    seed: Tensor | None,
+    row_ids: Tensor | None,
+    p: float,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx, dresidual [..., H], dx_bias, dweight and dbias [H]; total: the sum that was normalised."""
+    dx, dresidual = torch.empty_like(total), torch.empty_like(total)
+    dx_bias, dweight, dbias = (torch.empty_like(weight) for _ in range(3))
+    _backends.extension().layer_norm_backward(
+        *_rows(total, None, seed, row_ids, p, stream),
+        dy.data_ptr(),
+        weight.data_ptr(),
+        stats.data_ptr(),
+        dx.data_ptr(),
+        dresidual.data_ptr(),
+        dweight.data_ptr(),
+        dbias.data_ptr(),
+        dx_bias.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return dx, dresidual, dx_bias, dweight, dbias
 
 
 def _dropout_add_layer_norm_triton(*args: Any) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,24 +18,32 @@ from electra_fast.ops.random import as_seed
 
 @dataclass(frozen=True)
 class Share:
-    """A rank's part of a step's batch."""
+    """A rank's part of a step's batch, and what its losses are divided by: counts of the whole batch."""
 
     batch: Batch
-    whole: Batch  # of which it is a part, on the CPU; `batch` itself where there is one rank
+    num_tokens: int
+    predicted: Mapping[str, Tensor]  # `count_predicted` by objective; empty where the batch is the whole
 
     def pin_memory(self) -> Share:
-        return Share(self.batch.pin_memory(), self.whole)
+        return replace(self, batch=self.batch.pin_memory())
 
 
 class SharedLoader:
-    """`loader` for one of several ranks: knowing the whole, they need not ask each other what losses are over."""
+    """Shares of the batches of `loader`.
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    Each rank reads the whole batch to count in it, which is a prefetching thread's work, instead of waiting for what
+    the others have counted. `count(batch, objective)` is `count_predicted`, for one of `objectives`.
+    """
+
+    def __init__(self, loader: Loader, count: Callable[[Batch, str], Tensor], objectives: Collection[str]) -> None:
+        self.loader, self.count, self.objectives = loader, count, objectives
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Share:
-        batch = self.loader.batch(step, rank, world_size)
-        return Share(batch, batch if world_size == 1 else self.loader.batch(step))
+        part = self.loader.batch(step, rank, world_size)
+        if world_size == 1:
+            return Share(part, part.num_tokens, {})
+        whole = self.loader.batch(step)
+        return Share(part, whole.num_tokens, {name: self.count(whole, name) for name in self.objectives})
 
 
 def micro_batches(batch: Batch, max_tokens: int | None) -> list[Batch]:

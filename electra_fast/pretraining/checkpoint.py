@@ -35,11 +35,19 @@ class DamagedCheckpoint(CheckpointError):
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    *,
+    keep: int,
+    card: str | None = None,
 ) -> Path:
     """Write `folder/step-XXXXXXXX` after `step` updates; of the older ones keep the newest, `keep` in all.
 
-    It holds model.safetensors, optimizer.safetensors and state.json (`state`, which JSON can hold, and checksums).
+    It holds model.safetensors, optimizer.safetensors, state.json (`state`, which JSON can hold, and checksums), and
+    with a `card`, for people, README.md.
     Written aside, flushed to the disk and renamed: a folder of that name is always whole. Checkpoints of later steps
     go too: they are what a run that fell back to an older one left behind.
 
@@ -53,6 +61,8 @@ def save_checkpoint(
     aside = folder / f".{target.name}.partial"
     try:
         aside.mkdir()
+        if card is not None:
+            (aside / "README.md").write_text(card, encoding="utf-8")
         _write(aside, step, model, optimizer, state)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -85,7 +95,7 @@ def _write(aside: Path, step: int, model: nn.Module, optimizer: torch.optim.Opti
     named = dict(model.named_parameters())
     save_file({name: p.detach().contiguous() for name, p in named.items()}, aside / "model.safetensors")
     save_file(_optimizer_tensors(named, optimizer), aside / "optimizer.safetensors")
-    checksums = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
+    checksums = {name: file_sha256(aside / name) for name in TENSOR_FILES}
     state = {"format_version": FORMAT_VERSION, "step": step, "checksums": checksums, **state}
     (aside / "state.json").write_text(json.dumps(sealed(state), indent=2) + "\n", encoding="utf-8")
     for path in aside.iterdir():
@@ -143,6 +153,19 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     named = dict(model.named_parameters())
     model_tensors = {name: p.data for name, p in named.items()}
     targets = dict(zip(TENSOR_FILES, (model_tensors, _optimizer_tensors(named, optimizer)), strict=True))
+    _load_tensors(path, state, targets)
+    return state
+
+
+def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
+    """As `load_checkpoint`, of the weights alone."""
+    state = read_state(path)
+    _load_tensors(path, state, {TENSOR_FILES[0]: {name: p.data for name, p in model.named_parameters()}})
+    return state
+
+
+def _load_tensors(path: Path, state: dict[str, Any], targets: dict[str, dict[str, Tensor]]) -> None:
+    """Fill the tensors of each file in place, once all files are known to be whole and to fit."""
     loaded = {}
     for file, tensors in targets.items():
         _check_is_file(path / file)
@@ -162,7 +185,6 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         for file, tensors in targets.items():
             for name, tensor in tensors.items():
                 tensor.copy_(loaded[file][name])
-    return state
 
 
 def read_state(path: Path) -> dict[str, Any]:

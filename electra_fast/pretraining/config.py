@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import yaml
 
 from electra_fast.arguments import nearest
+from electra_fast.data.remote import is_url
 
 Section = TypeVar("Section")
 
@@ -279,10 +280,10 @@ class DataConfig:
     """Prepared corpora (`electra-fast prepare`) and how they are cut into batches.
 
     Args:
-        train: folder of the corpus to learn from.
+        train: folder of the corpus to learn from, or its URL (s3://..., gs://...), of which a copy is cached.
         mixture: several corpora instead of `train`, each with its path and weight.
         alpha: without weights, shares in a mixture are size^alpha: 1 in proportion, 0 even; 0.3 is usual for languages.
-        valid: folder of a corpus for held-out metrics, prepared with the same tokenizer; null: none.
+        valid: the same of a corpus for held-out metrics, prepared with the same tokenizer; null: none.
         max_length: tokens a sequence, special tokens included.
         batch_size: sequences a step.
         batch_tokens: about so many tokens a step, instead of batch_size; null: batch_size.
@@ -530,7 +531,8 @@ class TrainingConfig:
         log_every: steps between lines of metrics.jsonl.
         parallel: what several ranks (torchrun) do: ddp: each holds the whole model; fsdp: each holds a part of all
             weights, gradients and moments; auto: ddp.
-        timeout_seconds: how long ranks wait for one another before they take one for lost.
+        timeout_seconds: how long ranks wait for one another before they take one for lost: longer than rank 0 takes
+            for an evaluation, a probe or a checkpoint.
         trackers: where to send the metrics too: tensorboard, wandb, or tensorboard,wandb; null: nowhere.
         eval_every: steps between evaluations on data.valid; 0: only at the end.
         eval_batches: batches of data.valid in each of them.
@@ -608,6 +610,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         _check(self.output != "", "output", self.output, "the folder of the run")
         _check_path("output", self.output)
+        here = "a folder on this machine: a run writes where it can flush and rename; copy what you want elsewhere"
+        _check(not is_url(self.output), "output", self.output, here)
         if not self.init.is_given:
             self.model = self.model.filled()
         table = self.model.max_position_embeddings
@@ -627,6 +631,12 @@ class PretrainConfig:
             "training.cuda_graphs",
             graphs,
             "false, or come with training.compile and data.fixed_shapes, and without training.micro_batch_tokens",
+        )
+        _check(
+            not (graphs and self.training.parallel == "fsdp"),
+            "training.cuda_graphs",
+            graphs,
+            "false with training.parallel fsdp, which gathers weights layer by layer",
         )
         for index, phase in enumerate(self.schedule):
             self._check_phase(f"schedule[{index}]", phase)

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +45,7 @@ class Ranks:
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    local_rank: int = 0  # on its machine
     is_grouped: bool = False
 
     @property
@@ -130,27 +135,34 @@ def open_ranks(settings: TrainingConfig) -> Iterator[Ranks]:
     timeout = timedelta(seconds=settings.timeout_seconds)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        store, told = _open_stores(rank, timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise RankLost(
-            f"rank {rank} of {world_size} did not find the others at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']} within {settings.timeout_seconds} s: {_line(error)}"
+            f"rank {rank} of {world_size} can't join the others at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']} (waiting at most {settings.timeout_seconds} s): {_line(error)}"
         ) from error
+    ranks = Ranks(device, rank, world_size, local_rank, is_grouped=True)
+    ends_well = False
     try:
-        yield Ranks(device, rank, world_size, is_grouped=True)
-        dist.barrier()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nobody writes into
+            yield ranks
+            ranks.wait()
+        ends_well = True
     except Exception as error:
-        if not _is_first_to_tell(store):
+        if not _is_first_to_tell(told):
             raise RankStopped(f"rank {rank} ends with the run: another rank says why") from error
         if not _is_about_ranks(error):
             raise
         raise RankLost(
-            f"rank {rank} lost another rank, or it did not answer within {settings.timeout_seconds} s; start all ranks "
-            f"again with --resume, and the run goes on from its newest checkpoint ({_line(error)})"
+            f"rank {rank} lost another rank, which ended or did not answer within {settings.timeout_seconds} s "
+            f"({_line(error)}): start all ranks again with --resume, and the run goes on from its newest checkpoint"
         ) from error
     finally:
-        dist.destroy_process_group()
+        # NCCL would wait for what a lost rank can't finish any more; gloo lets the others know that this one has ended.
+        if ends_well or device.type == "cpu":
+            dist.destroy_process_group()
 
 
 def _place(environment: Mapping[str, str], settings: TrainingConfig) -> tuple[int, int, int] | None:
@@ -169,6 +181,36 @@ def _place(environment: Mapping[str, str], settings: TrainingConfig) -> tuple[in
         return int(environment["RANK"]), int(world_size), int(environment["LOCAL_RANK"])
     except ValueError as error:
         raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers: {error}") from error
+
+
+def _open_stores(rank: int, timeout: timedelta) -> tuple[dist.Store, dist.Store]:
+    """Where the ranks find each other, and where they note which one has told of an error.
+
+    torchrun's agent has a store that outlives the ranks, with what lost ranks have left in it: after a restart, new
+    ones would look for those. So rank 0 opens one of its own and tells its port through the agent's. Where that is
+    still the port of a rank 0 that is gone, nobody answers there. (The number of restarts names an attempt too, but
+    agents of several machines count it differently.)
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # rank 0 has opened it just now
+        return store, store
+    host, key = os.environ["MASTER_ADDR"], "electra_fast/port"
+    if rank == 0:
+        own = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        store.set(key, str(own.port))
+        return own, dist.PrefixStore(f"electra_fast/{own.port}", store)
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        port = int(store.get(key))
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+            break
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+    own = dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    return own, dist.PrefixStore(f"electra_fast/{port}", store)
 
 
 def _device(name: str, local_rank: int) -> torch.device:
@@ -192,7 +234,7 @@ def _device(name: str, local_rank: int) -> torch.device:
 def _is_first_to_tell(store: dist.Store) -> bool:
     """Whether no other rank has failed before this one. Where nobody can say, each tells."""
     try:
-        return store.add("electra_fast/failed", 1) == 1
+        return store.add("failed", 1) == 1
     except RuntimeError:
         return True
 
@@ -203,8 +245,11 @@ _ABOUT_RANKS = ("gloo", "nccl", "closed by peer", "connection", "timed out", "ti
 def _is_about_ranks(error: BaseException) -> bool:
     """Whether torch.distributed says that it could not reach another rank."""
     words = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in words for word in _ABOUT_RANKS)
+    is_theirs = type(error) is RuntimeError or isinstance(error, dist.DistError)  # ours have classes of their own
+    return is_theirs and any(word in words for word in _ABOUT_RANKS)
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    """What a library says went wrong, without where in its source and without advice."""
+    words = " ".join(str(error).split()).rpartition("RuntimeError: ")[2]
+    return re.sub(r"\[\S+:\d+\] *|\. .*", "", words)[:200]

@@ -1,9 +1,13 @@
-"""How the gradients of the model's copies on several ranks are summed (DistributedDataParallel)."""
+"""What several ranks do together in training: sum the gradients of their copies of the model (DDP), load a checkpoint.
+
+See `electra_fast.pretraining.sharding` for a model in parts (FSDP2).
+"""
 
 # Annotations are objects in this file: DistributedDataParallel looks into those of its hook.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from electra_fast.pretraining.checkpoint import checkpoint_tensors, load_newest
 from electra_fast.pretraining.distributed import Ranks
 from electra_fast.pretraining.precision import MasterWeights
 from electra_fast.pretraining.sharding import ShardedWeights
@@ -85,3 +90,25 @@ class _Called(nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         return self._call(**inputs)
+
+
+def load_for_all(
+    folder: Path,
+    weights: MasterWeights | ShardedWeights,
+    optimizer: torch.optim.Optimizer,
+    check: Callable[[Path, dict[str, Any]], None],
+    ranks: Ranks,
+) -> tuple[str, dict[str, Any]] | None:
+    """`load_newest` by rank 0, which gives the others what they need of it."""
+    whole = weights.whole_state(optimizer)
+
+    def read() -> tuple[str, dict[str, Any]] | None:
+        found = load_newest(folder, *whole, check)
+        return found and (str(found[0]), found[1])
+
+    found = ranks.from_first(read)
+    if found and isinstance(weights, ShardedWeights):
+        weights.load_state(whole, optimizer)
+    elif found:
+        ranks.spread(checkpoint_tensors(weights, optimizer))
+    return found

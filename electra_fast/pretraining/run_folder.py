@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from electra_fast.files import write_whole
+from electra_fast.pretraining.cards import CARD_FILE, is_ours
 from electra_fast.pretraining.checkpoint import CheckpointError, list_checkpoints, read_state
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 
@@ -109,6 +110,8 @@ def claim_output(output: Path, config: PretrainConfig) -> None:
 
 def delete_run(output: Path) -> None:
     """Delete what a run wrote into `output`, and nothing else. The settings go last: without them nothing resumes."""
+    if is_ours(output / CARD_FILE):
+        (output / CARD_FILE).unlink()
     for path in (output / name for name in reversed(RUN_CONTENT)):
         if path.is_dir():
             shutil.rmtree(path)

@@ -29,8 +29,8 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def open_data(config: PretrainConfig) -> tuple[Loader, Loader | None]:
-    """The batches to learn from, and those to measure on.
+def open_data(config: PretrainConfig, *, verify: bool = True) -> tuple[Loader, Loader | None]:
+    """The batches to learn from, and those to measure on; `verify` compares the corpora's checksums.
 
     Raises:
         ConfigError: no corpus is named, or one is of another tokenizer. ValueError: a damaged one.
@@ -40,10 +40,10 @@ def open_data(config: PretrainConfig) -> tuple[Loader, Loader | None]:
         raise ConfigError(
             "data.train is not set: give the folder that `electra-fast prepare` wrote (--data.train FOLDER)"
         )
-    train = open_loader(data, config.training.seed)
+    train = open_loader(data, config.training.seed, verify=verify)
     if data.valid is None:
         return train, None
-    valid = open_loader(data, EVALUATION_SEED, held_out=True)
+    valid = open_loader(data, EVALUATION_SEED, held_out=True, verify=verify)
     ours, theirs = train.corpora[0], valid.corpora[0]
     if theirs.meta.tokenizer_sha256 != ours.meta.tokenizer_sha256:
         raise ConfigError(
@@ -54,8 +54,12 @@ def open_data(config: PretrainConfig) -> tuple[Loader, Loader | None]:
 
 
 @contextmanager
-def deferred_signals() -> Iterator[list[str]]:
-    """Within the block ctrl-C and SIGTERM are noted in the list instead of raised; a second ctrl-C stops at once."""
+def deferred_signals(*, until_error_is_told: bool = False) -> Iterator[list[str]]:
+    """Within the block ctrl-C and SIGTERM are noted in the list instead of raised; a second ctrl-C stops at once.
+
+    `until_error_is_told`: after an error in the block too. When torchrun loses a rank it sends SIGTERM to the others,
+    who must live to say what happened.
+    """
     received: list[str] = []
 
     def note(number: int, frame: Any) -> None:
@@ -68,10 +72,14 @@ def deferred_signals() -> Iterator[list[str]]:
     except ValueError:  # not the main thread, where no handler can be set: signals go to whoever runs us
         yield received
         return
+    restores = True
     try:
         yield received
+    except Exception:
+        restores = not until_error_is_told
+        raise
     finally:
-        for number, handler in before.items():
+        for number, handler in before.items() if restores else ():
             signal.signal(number, handler)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from electra_fast.data.loader import Batch
 from electra_fast.data.prefetch import Prefetcher
 from electra_fast.data.tokenizer import save_tokenizer
 from electra_fast.models import ElectraForJointPreTraining
@@ -30,12 +31,11 @@ from electra_fast.pretraining.build import (
     compiled,
     copy_generator_to_discriminator,
 )
+from electra_fast.pretraining.cards import Facts, last_evaluation, state_card, write_cards
 from electra_fast.pretraining.checkpoint import (
     DamagedCheckpoint,
     check_state,
-    checkpoint_tensors,
     list_checkpoints,
-    load_newest,
     save_checkpoint,
 )
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
@@ -46,7 +46,7 @@ from electra_fast.pretraining.finite import FiniteWatch, NonFiniteLoss, cause, n
 from electra_fast.pretraining.initialize import start_model
 from electra_fast.pretraining.metrics import MetricsLog
 from electra_fast.pretraining.optimizer import build_optimizer, learning_rate, state_tensors
-from electra_fast.pretraining.parallel import Plain, Replicas
+from electra_fast.pretraining.parallel import Plain, Replicas, load_for_all
 from electra_fast.pretraining.phases import Phase, Progress, resolve_phases
 from electra_fast.pretraining.precision import LossScale, MasterWeights
 from electra_fast.pretraining.probe import Probe
@@ -83,8 +83,8 @@ def pretrain(
     """Train generator and discriminator as `config` says and write the run to `config.output`.
 
     The folder then holds `discriminator/` and `generator/` (checkpoints of transformers, with the tokenizer),
-    `electra_fast.json`, `metrics.jsonl`, `curves.png`, `config.yaml` and `checkpoints/`. Ctrl-C and SIGTERM finish the
-    step, or of a step in micro-batches the micro-batch, save a checkpoint and return.
+    `electra_fast.json`, `metrics.jsonl`, `curves.png`, `config.yaml`, `checkpoints/` and model cards. Ctrl-C and
+    SIGTERM finish the step, or of a step in micro-batches the micro-batch, save a checkpoint and return.
 
     Started by torchrun, every process calls it and has a share of each batch; rank 0 alone writes and prints. A signal
     to one rank stops all, after the same step.
@@ -107,7 +107,7 @@ def pretrain(
 def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: bool, shows: bool) -> PretrainResult:
     output, settings, device = Path(config.output), config.training, ranks.device
     config = resolve_on_first(config, ranks, resume=resume, overwrite=overwrite)
-    loader, valid_loader = open_data(config)
+    loader, valid_loader = open_data(config, verify=ranks.local_rank == 0)  # once a machine
     loader.check_world(ranks.world_size)
     tokenizer = loader.corpora[0].load_tokenizer()  # a damaged one is better noticed now than after the training
     ranks.check_same({"corpus": loader.content_hash, "device": device.type} | settings_of_all_ranks(config))
@@ -124,18 +124,16 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     precision = getattr(torch, settings.precision)
-    shards = ranks.is_grouped and settings.parallel == "fsdp"
-    masters = ShardedWeights(model, precision, ranks) if shards else MasterWeights(model, precision)
+    if ranks.is_grouped and settings.parallel == "fsdp":
+        masters = ShardedWeights(model, precision, ranks)
+    else:
+        masters = MasterWeights(model, precision)
     optimizer = build_optimizer(masters, config.optimizer)
     scale = LossScale(device, is_dynamic=settings.precision == "float16")
     check = partial(_check_checkpoint, config, phases, loader.content_hash)
-    checkpoint = None
-    if goes_on:
-        whole = masters.whole_state(optimizer)
-        checkpoint = ranks.from_first(lambda: _load(output, *whole, check))
+    checkpoint = load_for_all(output / "checkpoints", masters, optimizer, check, ranks) if goes_on else None
     now = Progress()
     if checkpoint is not None:
-        masters.load_state(whole, optimizer) if shards else ranks.spread(checkpoint_tensors(masters, optimizer))
         now = _progress(checkpoint[1])
         scale.load(checkpoint[1])
         masters.give_weights()
@@ -174,7 +172,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
         state = {**facts, **asdict(now), **scale.state()}
         whole = masters.whole_state(optimizer)
         if ranks.is_first:
-            save_checkpoint(output / "checkpoints", now.step, *whole, state, keep=settings.keep_checkpoints)
+            keep, card = settings.keep_checkpoints, state_card(config, now.step)
+            save_checkpoint(output / "checkpoints", now.step, *whole, state, keep=keep, card=card)
         saved_step = now.step
 
     def record(kind: str, values: dict[str, Any]) -> None:
@@ -206,12 +205,14 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
         dynamic_ncols=True,
     )
     place_of_rank = {"rank": ranks.rank, "world_size": ranks.world_size}
-    batches = Prefetcher(SharedLoader(loader), start=now.step, pin_memory=device.type == "cuda", **place_of_rank)
+    shared = SharedLoader(loader, run.count_predicted, config.objectives)
+    batches = Prefetcher(shared, start=now.step, pin_memory=device.type == "cuda", **place_of_rank)
     stopped = None  # by a signal
-    with deferred_signals() as received, bar, log or nullcontext(), batches:
+    signals = deferred_signals(until_error_is_told=ranks.is_grouped)
+    with signals as received, bar, log or nullcontext(), batches:
         if started and held_out and not goes_on:  # what the weights are worth on this text
-            judged = masters.computing_model()
-            record("eval", ranks.from_first(partial(held_out.evaluate, judged, phases[0].objective)) | place())
+            with masters.whole_model() as judged:
+                record("eval", ranks.from_first(partial(held_out.evaluate, judged, phases[0].objective)) | place())
         while not (stopped := ranks.agree(received)):
             phase = phases[now.phase]
             if now.is_over(phase):
@@ -252,18 +253,18 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
             waits = bool(logs or evaluates or probes or saves)
             stop_if_not_finite(before=now.step if waits else now.step - 1)
             flops = step_flops(model, share.batch, objective) if peak else None
-            window.add(totals, norm, overflowed, tokens=share.whole.num_tokens, flops=flops)
+            window.add(totals, norm, overflowed, tokens=share.num_tokens, flops=flops)
 
             if logs:
                 report(lr)
             pause = time.perf_counter()
-            judged = masters.computing_model() if evaluates or probes else None
-            if evaluates:
-                metrics = ranks.from_first(partial(held_out.evaluate, judged, phase.objective))
-                record("eval", metrics | place())
-                now.observe(metrics[phase.watched_loss])
-            if probes and ranks.is_first:
-                record("probe", probe.measure(judged.discriminator) | place())
+            with masters.whole_model() if evaluates or probes else nullcontext() as judged:
+                if evaluates:
+                    metrics = ranks.from_first(partial(held_out.evaluate, judged, phase.objective))
+                    record("eval", metrics | place())
+                    now.observe(metrics[phase.watched_loss])
+                if probes and ranks.is_first:
+                    record("probe", probe.measure(judged.discriminator) | place())
             window.skip(time.perf_counter() - pause)
             if now.is_over(phase) and not logs:  # stopped by its patience: the next phase's sums are its own
                 report(lr)
@@ -276,12 +277,15 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
         return PretrainResult(output, now.step, stopped, metrics, ranks.rank, ranks.world_size)
     with deferred_signals():  # what is left takes seconds: who asks to stop gets a finished run
         if metrics is None and held_out:  # resumed after the last step
-            judged = masters.computing_model()
-            metrics = ranks.from_first(partial(held_out.evaluate, judged, phases[-1].objective))
+            with masters.whole_model() as judged:
+                metrics = ranks.from_first(partial(held_out.evaluate, judged, phases[-1].objective))
         trained = masters.export()
         if ranks.is_first:
             for folder in trained.save_pretrained(output):
                 save_tokenizer(tokenizer, folder)
+            evaluation = last_evaluation(output / "metrics.jsonl", now.step)
+            corpora = [corpus.meta for corpus in loader.corpora]
+            write_cards(output, Facts(config, trained, corpora, now.step, evaluation))
             plot_curves(output / "metrics.jsonl", output / "curves.png")
     return PretrainResult(output, now.step, None, metrics, ranks.rank, ranks.world_size)
 
@@ -319,14 +323,14 @@ class _Gradients:
         """
         self._recent.append((step, share, objective))
         device = self.ranks.device
-        seeds = {"seed": step_seed(self.seed, step), "mask_seed": masking_seed(self.seed, share.whole.epoch)}
+        seeds = {"seed": step_seed(self.seed, step), "mask_seed": masking_seed(self.seed, share.batch.epoch)}
         pieces = micro_batches(share.batch, self.max_tokens)
         # With FSDP all ranks compute equally often: those with fewer pieces do their last again, for nothing.
         times = self.ranks.most(len(pieces)) if self.shards and self.max_tokens else len(pieces)
         counts: dict[str, Any] = {}
         if len(pieces) > 1 or self.ranks.is_grouped:
-            masked_count = count_predicted(self.model, share.whole, objective, seeds["mask_seed"])
-            counts = {"masked_count": masked_count.to(device), "token_count": float(share.whole.num_tokens)}
+            predicted = share.predicted or {objective: self.count_predicted(share.batch, objective)}
+            counts = {"masked_count": predicted[objective].to(device), "token_count": float(share.num_tokens)}
         # A vendor's attention draws its dropout from it: on each rank another.
         torch.manual_seed(seeds["seed"] ^ self.ranks.rank)
         self.masters.clear_gradients()
@@ -344,6 +348,10 @@ class _Gradients:
                 totals.add(out)
         self.masters.complete_gradients()
         return totals
+
+    def count_predicted(self, batch: Batch, objective: str) -> Tensor:
+        """How many tokens of a whole batch the generator's loss is over."""
+        return count_predicted(self.model, batch, objective, masking_seed(self.seed, batch.epoch))
 
     def explain(self, step: int, scale: Tensor) -> str:
         """What went wrong in `step`, which is computed once more: no update has followed it."""
@@ -376,12 +384,6 @@ def _headline(
         names = ", ".join(f"{phase.objective} (at most {phase.steps:,} steps)" for phase in phases)
         text += f"\nPhases: {names}; this is phase {now.phase + 1}"
     return text
-
-
-def _load(output: Path, *what: Any) -> tuple[str, dict[str, Any]] | None:
-    """`load_newest`, as JSON can hold it."""
-    found = load_newest(output / "checkpoints", *what)
-    return None if found is None else (str(found[0]), found[1])
 
 
 def _progress(state: dict[str, Any]) -> Progress:

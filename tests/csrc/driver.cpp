@@ -338,9 +338,10 @@ void run_layer_norm() {
   const std::int64_t rows = a_size(500), width = integer(1, coin() ? 2000 : 9);
   const auto x = floats<X>(rows * width);
   const auto residual = floats<Y>(rows * width), dy = floats<Y>(rows * width);
-  const auto weight = floats<float>(width), bias = floats<float>(width);
+  const auto weight = floats<float>(width), bias = floats<float>(width), x_bias = floats<float>(width);
   auto row_ids = integers(rows, INT64_MIN, INT64_MAX);
   const bool has_residual = sizeof(X) != sizeof(Y) || coin(), wants_weights = coin(), wants_x = coin();
+  const bool has_x_bias = has_residual && coin(), keeps_sum = sizeof(X) == 4 && sizeof(Y) == 4 && has_residual && coin();
   LayerNormRows shared{};
   shared.x = x.data();
   shared.residual = has_residual ? residual.data() : nullptr;
@@ -360,9 +361,15 @@ void run_layer_norm() {
     call.y = outputs.make<Y>(rows * width);
     call.mean = outputs.make<float>(rows);
     call.rstd = outputs.make<float>(rows);
+    call.x_bias = has_x_bias ? x_bias.data() : nullptr;
+    call.sum = keeps_sum ? outputs.make<float>(rows * width) : nullptr;
     layer_norm(call, threads);
     LayerNormBackward back{};
     back.rows = shared;
+    if (keeps_sum) {
+      back.rows.x = call.sum;
+      back.rows.residual = nullptr;
+    }
     back.dy = dy.data();
     back.weight = weight.data();
     back.mean = call.mean;
@@ -371,6 +378,7 @@ void run_layer_norm() {
     back.dresidual = has_residual ? outputs.make<Y>(rows * width) : nullptr;
     back.dweight = wants_weights ? outputs.make<float>(width) : nullptr;
     back.dbias = wants_weights ? outputs.make<float>(width) : nullptr;
+    back.dx_bias = wants_weights && wants_x ? outputs.make<float>(width) : nullptr;
     layer_norm_backward(back, threads);
   });
 }
@@ -434,7 +442,8 @@ void run_attention() {
   auto row_ids = integers(tokens, INT64_MIN, INT64_MAX);
   const std::int64_t stride = heads * head_dim;
   const Dropout dropout = a_dropout();
-  const bool drops = coin();
+  const auto bias = floats<float>(3 * stride);
+  const bool wants_dbias = coin(), drops = coin(), has_bias = coin();
   const Attention<T> call{{q.data(), stride, head_dim},
                           {k.data(), stride, head_dim},
                           {v.data(), stride, head_dim},
@@ -448,7 +457,8 @@ void run_attention() {
                           drops ? std::uint64_t{dropout.last_dropped} + 1 : 0,
                           dropout.scale,
                           static_cast<std::int64_t>(dropout.seed),
-                          dropout.stream};
+                          dropout.stream,
+                          has_bias ? bias.data() : nullptr};
   check_threads("attention", [&](Outputs& outputs, int threads) {
     T* const out = outputs.make<T>(size);
     float* const lse = outputs.make<float>(heads * tokens);
@@ -457,12 +467,13 @@ void run_attention() {
     for (std::int64_t i = cu_seqlens.back() * stride; i < size; ++i) require(load(out + i) == 0.0F, "attention: tail");
     float largest = 0.0F;
     for (std::int64_t i = 0; i < size; ++i) largest = std::max(largest, std::fabs(load(&v[i])));
-    for (std::int64_t i = 0; i < size && !drops; ++i) require(std::fabs(load(out + i)) <= 1.01F * largest, "attention");
+    for (std::int64_t i = 0; i < size && !drops && !has_bias; ++i) require(std::fabs(load(out + i)) <= 1.01F * largest, "attention");
     T* const dq = outputs.make<T>(size);
     T* const dk = outputs.make<T>(size);
     T* const dv = outputs.make<T>(size);
     attention_backward(call, lse, Heads<const T>{d_out.data(), stride, head_dim}, Heads<T>{dq, stride, head_dim},
-                       Heads<T>{dk, stride, head_dim}, Heads<T>{dv, stride, head_dim}, threads);
+                       Heads<T>{dk, stride, head_dim}, Heads<T>{dv, stride, head_dim},
+                       wants_dbias ? outputs.make<float>(3 * stride) : nullptr, threads);
   });
 }
 

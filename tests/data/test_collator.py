@@ -172,7 +172,7 @@ def test_what_fixed_shapes_add_counts_for_nothing(name, attention, rng_seed):
     assert fixed["input_ids"].shape == fixed["position_ids"].shape == (1, 80)
     assert fixed["cu_seq_lens_q"].tolist() == [*batch["cu_seq_lens_q"].tolist(), 56, 56, 56]
     losses = [model(**inputs).loss for inputs in (fixed, batch)]
-    assert float((losses[0] - losses[1]).detach().abs()) <= 1e-6 * max(1.0, float(losses[1].detach()))
+    assert float((losses[0] - losses[1]).detach().abs()) <= 1e-5 * max(1.0, float(losses[1].detach()))
     ours, theirs = (
         torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]) for loss in losses
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from electra_fast.data import prepare as prepare_module
+from electra_fast.data import encoding
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.deduplication import KEY_DTYPE, SeenKeys, document_key
 from electra_fast.data.prepare import prepare
@@ -46,7 +46,7 @@ def test_sixteen_bytes_a_key() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_first_of_each_stays(tmp_path: Path, tokenizer, rng_seed: int, monkeypatch, workers: int) -> None:
-    monkeypatch.setattr(prepare_module, "CHUNK_CHARACTERS", 700)
+    monkeypatch.setattr(encoding, "CHUNK_CHARACTERS", 700)
     g = np.random.default_rng(rng_seed)
     # No two that differ in their spaces alone, as two words with a line's end between them or without.
     pool = list({" ".join(text.split()): text for text in random_documents(g, 100, most_words=30)}.values())

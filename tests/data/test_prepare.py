@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from electra_fast.data import prepare as prepare_module
+from electra_fast.data import encoding
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.prepare import prepare
 from electra_fast.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
@@ -54,7 +54,7 @@ def test_tokens_are_the_tokenizers_own(tmp_path: Path, tokenizer, rng_seed: int,
 
 
 def test_same_bytes_for_any_number_of_workers(tmp_path: Path, tokenizer, rng_seed: int, monkeypatch) -> None:
-    monkeypatch.setattr(prepare_module, "CHUNK_CHARACTERS", 500)
+    monkeypatch.setattr(encoding, "CHUNK_CHARACTERS", 500)
     g = np.random.default_rng(rng_seed)
     paths = [write_text(tmp_path / f"{i}.txt", random_documents(g, 60)) for i in range(2)]
     jsonl = tmp_path / "2.jsonl"
@@ -89,7 +89,7 @@ def test_over_65535_ids_are_uint32(tmp_path: Path, rng_seed: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_on_the_way_leaves_nothing(tmp_path: Path, tokenizer, monkeypatch, workers: int) -> None:
-    monkeypatch.setattr(prepare_module, "CHUNK_CHARACTERS", 10)
+    monkeypatch.setattr(encoding, "CHUNK_CHARACTERS", 10)
     source = tmp_path / "a.txt"
     source.write_bytes(b"fine words here\n\n" * 100 + b"bad \xe9 byte\n")
     (tmp_path / "out").mkdir()
@@ -98,6 +98,22 @@ def test_an_error_on_the_way_leaves_nothing(tmp_path: Path, tokenizer, monkeypat
     assert list((tmp_path / "out").iterdir()) == []
 
 
+# Prepares a text and never comes to its end, however late the signal is sent.
+ENDLESS = """
+import sys, time
+from electra_fast.data import prepare as module
+
+def endless(*arguments, read=module._chunks):
+    yield from read(*arguments)
+    time.sleep(3600)
+
+if __name__ == "__main__":
+    module._chunks = endless
+    module.prepare(*sys.argv[1:4], workers=2, progress=False)
+"""
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize(("name", "leaves"), [("SIGINT", []), ("SIGKILL", [".c.partial"])])
 def test_interrupted_work_leaves_no_corpus(tmp_path: Path, tokenizer, name: str, leaves: list[str]) -> None:
@@ -107,10 +123,7 @@ def test_interrupted_work_leaves_no_corpus(tmp_path: Path, tokenizer, name: str,
     out = tmp_path / "out"
     out.mkdir()
     script = tmp_path / "script.py"
-    script.write_text(
-        "import sys\nfrom electra_fast.data.prepare import prepare\nif __name__ == '__main__':\n"
-        "    prepare(*sys.argv[1:4], workers=2, progress=False)\n"
-    )
+    script.write_text(ENDLESS)
     arguments = [sys.executable, script, source, tmp_path / "tokenizer", out / "c"]
     process = subprocess.Popen(
         arguments, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, start_new_session=True
@@ -124,7 +137,7 @@ def test_interrupted_work_leaves_no_corpus(tmp_path: Path, tokenizer, name: str,
     else:
         os.kill(process.pid, signal.SIGKILL)  # the workers see their parent gone, and end
     # stderr reaches its end when parent and workers all have ended
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode != 0
     assert [p.name for p in out.iterdir()] == leaves
     assert not (out / ".c.partial" / "meta.json").exists()

@@ -11,8 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
-from electra_fast.data import prepare as prepare_module
-from electra_fast.data import units
+from electra_fast.data import encoding, units
 from electra_fast.data.checksum import sealed, unsealed
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.loader import BatchLoader
@@ -162,7 +161,7 @@ def test_entities_are_units_and_the_rest_words(tmp_path: Path, tokenizer, rng_se
 
 
 def test_the_same_bytes_for_any_number_of_workers(tmp_path: Path, tokenizer, rng_seed: int, monkeypatch) -> None:
-    monkeypatch.setattr(prepare_module, "CHUNK_CHARACTERS", 300)
+    monkeypatch.setattr(encoding, "CHUNK_CHARACTERS", 300)
     g = np.random.default_rng(rng_seed)
     write_entities(tmp_path / "a.jsonl", g, random_documents(g, 40))
     for workers in (1, 2):

@@ -35,7 +35,7 @@ from tests.small import SETTINGS, TEXT, write_small
 
 ROOT = Path(__file__).parents[2]
 COUNT = 200  # of each kind
-SECONDS = 20  # for one input; none needs a tenth of a second
+SECONDS = 60  # for one input; none needs a tenth of a second, and others may want the machine too
 
 
 class TooSlow(BaseException):
@@ -214,6 +214,7 @@ def _check_refusal(content: bytes, message: str, tokenizer: Any) -> None:
         assert _expected_tokens(content, tokenizer) == []
 
 
+@pytest.mark.timeout(900)
 def test_through_the_command(rng_seed: int, small: Path, tmp_path: Path) -> None:
     """As a user would meet them: two of each kind in `make test-all`, else one each of five kinds drawn anew."""
     g = np.random.default_rng(rng_seed)
@@ -267,5 +268,5 @@ def _tiny_config() -> dict[str, Any]:
 def _run(place: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from electra_fast.cli import main; sys.exit(main())"
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=place, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code, *arguments], cwd=place, capture_output=True, text=True, timeout=600, check=False
     )

@@ -145,9 +145,10 @@ def test_the_trainer_trains_evaluates_and_saves(collate, tmp_path, rng_seed):
     assert torch.equal(again(**batch, seed=1).loss, model.eval()(**batch, seed=1).loss)
 
 
-def test_the_loss_falls_in_a_loop(rng_seed):
+def test_the_loss_falls_in_a_loop():
+    torch.manual_seed(3)  # of 12 others, the generator's fell by 1.8 nats or more, the discriminator's by 0.32
     model = joint_model()
-    rows = examples(rng_seed, 32)
+    rows = examples(3, 32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for step in range(30):

@@ -61,10 +61,12 @@ def test_hidden_states_and_gradients_equal_stock(embedding_size, lengths, rng_se
     grads = torch.autograd.grad(flat, list(tower.parameters()), upstream, allow_unused=True)
 
     assert float((flat - expected).detach().abs().max()) <= 2e-5
+    # A key's bias has no gradient but the rounding of terms as large as those of others.
+    largest = max(float(gradient.norm()) for gradient in expected_grads if gradient is not None)
     for (name, _), ours, theirs in zip(tower.named_parameters(), grads, expected_grads, strict=True):
         assert (ours is None) == (theirs is None), name
         if ours is not None:
-            assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm()) + 1e-5, name
+            assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm()) + 1e-6 * largest, name
 
 
 @our_attention()

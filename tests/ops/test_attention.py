@@ -87,12 +87,14 @@ def plain_attention(q, k, v, batch: Batch, scale: float, masks: list[Tensor] | N
     return torch.cat([*results, 0 * (q + k + v)[begin:]])
 
 
-def largest_lse(q: Tensor, k: Tensor, batch: Batch, scale: float) -> float:
-    sizes = [0.0]
+def largest_scores(q: Tensor, k: Tensor, batch: Batch, scale: float) -> tuple[float, float]:
+    """The largest log-sum-exp, and the most that a score adds up: its products without their signs."""
+    lse, added = [0.0], [0.0]
     for query, key in zip(*(x[: sum(batch.lengths)].double().split(batch.lengths) for x in (q, k)), strict=True):
-        scores = query.transpose(0, 1) @ key.permute(1, 2, 0) * scale
-        sizes += scores.logsumexp(-1).abs().flatten().tolist()
-    return max(s for s in sizes if s < math.inf)
+        query, key = query.transpose(0, 1) * scale, key.permute(1, 2, 0)
+        lse += (query @ key).logsumexp(-1).abs().flatten().tolist()
+        added += (query.abs() @ key.abs()).amax(-1).flatten().tolist() if len(key[0, 0]) else []
+    return max(size for size in lse if size < math.inf), max(added)
 
 
 def make_inputs(batch: Batch, dtype=torch.float32, device="cpu") -> tuple[Tensor, ...]:
@@ -155,12 +157,14 @@ def test_numbers(backend, batch, dtype, p, rng_seed, monkeypatch):
 
     plain = with_gradients(truth, *inputs[:3], upstream=inputs[3])
     exact = with_gradients(truth, *(x.double() for x in inputs[:3]), upstream=inputs[3].double())
-    lse = largest_lse(*inputs[:2], batch, scale)
+    lse, added = largest_scores(*inputs[:2], batch, scale)
     for name, ours, same, true in zip(("out", "dq", "dk", "dv"), got, plain, exact, strict=True):
         # A result rounded once differs by half a unit of its last place; two units of the largest cover chance where
-        # PyTorch is exact, as for a sequence of one token. Gradients make the probabilities again from the float32
-        # log-sum-exp, whose rounding is their relative error: half a unit of float32 for each 1 of its size.
-        units = torch.finfo(dtype).eps * 2 + (torch.finfo(torch.float32).eps * lse if name != "out" else 0)
+        # PyTorch is exact, as for a sequence of one token. The rounding of a score is a relative error of its
+        # probability: a part of a unit of float32 for each 1 that it adds up. Gradients make the probabilities again
+        # from the float32 log-sum-exp, whose rounding is one too: half a unit for each 1 of its size.
+        of_scores = 2 * added + (lse if name != "out" else 0)
+        units = torch.finfo(dtype).eps * 2 + torch.finfo(torch.float32).eps * of_scores
         atol = units * max(1.0, true.abs().max().item()) if true.numel() else 0.0
         assert_as_accurate(ours.cpu(), same, true, atol=atol, name=name)
     assert not got[0][sum(batch.lengths) :].any()

@@ -41,8 +41,8 @@ def assert_accurate(backend, x: Tensor, bias: Tensor, dy: Tensor) -> None:
     plain = gradients_of(lambda x, bias: F.gelu(x + bias), x, bias, dy)
     with ops.use_backend(backend.name):
         ours = gradients_of(ops.bias_gelu, x, bias, dy)
-    # Where the plain one is lucky: an eps of each result, and what float32 leaves of the erf (test_tails) and of x + bias,
-    # whatever is left of them in the tail. Of a sum over rows the sum of both.
+    # Where the plain one is lucky: an eps of each result, and what float32 leaves of the erf (test_tails) and of
+    # x + bias, of which the result in the tail is a small part. Of a sum over rows the sum of both.
     eps, rounding = torch.finfo(x.dtype).eps, 5e-7
     least = eps * torch.finfo(x.dtype).smallest_normal
     y, dx, dbias = (each.abs() for each in exact)

@@ -87,7 +87,7 @@ def check(
     """Within twice PyTorch's error, and where that is lucky within four roundings.
 
     LayerNorm multiplies the rounding of its row, an eps of the largest term, by rstd, and its gradient by rstd again:
-    however near to constant a row of random numbers is.
+    rows of random numbers may be nearly constant. In a sum over rows roundings add as a random walk does.
     """
     width = inputs.x.shape[-1]
     x, residual, dy = (t.detach().double().cpu().view(-1, width) for t in (inputs.x, inputs.residual, inputs.dy))
@@ -98,8 +98,11 @@ def check(
     x_hat = 1 + rstd * (x.abs() + residual.abs()).amax(1, keepdim=True)
     gradient = x_hat * rstd * (dy * weight).abs().amax(1, keepdim=True)
     kept = gradient if factors is None else gradient * factors
-    in_float32 = (x_hat * weight.abs(), kept, gradient, (x_hat * dy.abs()).sum(0), dy.abs().sum(0))
-    for name, result, plain_result, exact_result, units in zip(NAMES, results, expected, exact, in_float32, strict=True):
+    sums = (4 * (units * dy).square().sum(0).sqrt() for units in (x_hat, torch.ones_like(x_hat)))
+    in_float32 = (x_hat * weight.abs(), kept, gradient, *sums)
+    for name, result, plain_result, exact_result, units in zip(
+        NAMES, results, expected, exact, in_float32, strict=True
+    ):
         truth = exact_result.detach().cpu()
         atol = torch.finfo(torch.float32).eps * 4 * units.expand(dy.shape if truth.dim() > 1 else (width,))
         atol = atol.view(truth.shape) + torch.finfo(result.dtype).eps * truth.abs()

@@ -600,7 +600,7 @@ def test_forked_data_loader_workers_mask_too():
     torch.set_num_threads(2)
     here = [Masking()[index] for index in range(6)]  # the parent's threads are running when it forks
     loader = torch.utils.data.DataLoader(
-        Masking(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+        Masking(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=200
     )
     for ours, theirs in zip(here, loader, strict=True):
         assert torch.equal(ours, theirs)
@@ -664,7 +664,7 @@ def test_samples_equal_the_inverse_cdf(rows, vocab, dtype, rng_seed):
         # Float32 masses move a step of the CDF by some 1e-6 at most; there either neighbour is right.
         clear = distance > (1e-12 if dtype == torch.float64 else 2e-6)
         assert np.array_equal(got[clear], expected[clear])
-        assert clear.mean() > 0.5
+        assert clear.mean() > 0.5 or vocab == 1  # whose only step is 1, which a number may be near
         assert ((got >= 0) & (got < vocab)).all()
         assert disallow is None or (got != disallow).all()
 

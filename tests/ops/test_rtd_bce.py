@@ -82,8 +82,9 @@ def test_loss_gradient_and_counts(backend, shape, dtype, rng_seed, monkeypatch):
         out = ops.rtd_bce(logits, replaced, mask)
         (gradient,) = torch.autograd.grad(out.loss_sum * upstream, logits)
         without = ops.rtd_bce(logits.detach(), replaced, mask)
-    # Two eps of float32 where the plain sum is lucky; e^-|x| is off by |x| 2^-24 of its value, 2.2e-8 at most.
-    assert_as_accurate(out.loss_sum, plain, exact, atol=2.4e-7 * exact.item() + 3e-8, name="loss_sum")
+    # Four eps of float32 where the plain sum is lucky, since sums in blocks are off by one now and then; e^-|x| is off
+    # by |x| 2^-24 of its value, 2.2e-8 at most.
+    assert_as_accurate(out.loss_sum, plain, exact, atol=4.8e-7 * exact.item() + 3e-8, name="loss_sum")
     # Ours rounds twice in the logits' dtype, before and after the factor, by half an eps of at most `upstream`.
     atol = torch.finfo(dtype).eps * upstream.abs().item()
     assert_as_accurate(gradient, plain_gradient, exact_gradient, atol=atol, name="gradient")

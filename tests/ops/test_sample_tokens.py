@@ -90,7 +90,8 @@ def test_samples_equal_the_inverse_cdf(backend, rows, vocab, dtype, rng_seed, mo
         # Masses are in float32, and so are exponents, whose rounding grows with the range of the logits.
         clear = distance > 1e-6
         assert np.array_equal(got[clear], expected[clear])
-        assert clear.any() or vocab > 100_000
+        # A lone token's only step is 1, which a number may be near; 600,000 tokens leave no number far from all steps.
+        assert clear.any() or vocab in (1, 600_000)
         assert ((got >= 0) & (got < vocab)).all()
         assert disallow is None or (got != disallow).all()
 

@@ -175,7 +175,7 @@ def test_forked_workers_after_the_parent_used_its_threads():
     torch.set_num_threads(2)
     here = [Results()[index] for index in range(len(OPERATORS))]
     loader = torch.utils.data.DataLoader(
-        Results(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+        Results(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=200
     )
     for ours, theirs in zip(here, loader, strict=True):
         assert_same(tuple(theirs), ours)

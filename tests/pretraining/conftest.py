@@ -35,7 +35,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def quick_config(corpus: Path):
     """Makes a run of a very small model on `corpus`: quick_config(output, **{"training.steps": 5})."""
 

@@ -82,7 +82,7 @@ def test_gradients_are_those_of_the_unsplit_batch_with_dropout(
     for max_tokens in (None, 24, 97):
         run = _Gradients(model, masters, config, Ranks(torch.device("cpu")))
         run.max_tokens = max_tokens
-        totals = run.compute(5, Share(batch, batch), objective, ONE)
+        totals = run.compute(5, Share(batch, batch.num_tokens, {}), objective, ONE)
         gradients = {name: p.grad for name, p in masters.named_parameters() if p.grad is not None}
         results.append((totals.sums, gradients))
     # The order of sums differs, no more. In float64 the counts and the loss's weight still are float32.

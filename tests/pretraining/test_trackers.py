@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -65,10 +66,12 @@ def test_tensorboard_shows_a_resumed_run_as_one(tmp_path, quick_config, monkeypa
 
 def test_wandb_offline_goes_on_in_the_same_run(tmp_path, quick_config, monkeypatch):
     pytest.importorskip("wandb", reason="needs the extra trackers")
-    for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DISABLE_GIT", "true"), ("CONSOLE", "off")):
+    options = {"MODE": "offline", "SILENT": "true", "DISABLE_GIT": "true", "CONSOLE": "off", "_SERVICE_WAIT": "300"}
+    for name, value in options.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     output = tmp_path / "run"
     pretrain(quick_config(output, **{"training.trackers": "wandb", "training.steps": 5}), progress=False)
+    time.sleep(1.1)  # wandb names a folder by the second, and two runs are to have two
     config = quick_config(output, **{"training.trackers": "wandb", "training.steps": 8})
     pretrain(config, resume=True, progress=False)
     records = sorted((output / "wandb").glob("offline-run-*/*.wandb"))

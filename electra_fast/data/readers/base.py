@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Protocol
+
+from electra_fast.data.remote import InputFile
 
 Progress = Callable[[int], object]
 
@@ -32,7 +33,7 @@ class Reader(Protocol):
 
     size: int  # of the input in bytes, compressed as it is: what `progress` will add up to
 
-    def __init__(self, path: Path, text_field: str) -> None: ...
+    def __init__(self, path: InputFile, text_field: str) -> None: ...
 
     def documents(self, progress: Progress) -> Iterator[Document]:
         """Yields the documents in order; `progress` is called with the bytes read since its last call.

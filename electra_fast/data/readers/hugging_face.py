@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ from electra_fast.extras import require
 
 PREFIX = "hf://"
 ROWS = 256
+_FILE = re.compile(r"hf://(datasets|buckets)/[^/]+/[^/]+/.")  # fsspec's names of single files
+
+
+def is_dataset_name(path: object) -> bool:
+    """Whether it is the `hf://` name of a dataset, not of a file in one (`hf://datasets/OWNER/NAME/FILE`)."""
+    return isinstance(path, str) and path.startswith(PREFIX) and _FILE.match(path) is None
 
 
 def is_dataset_folder(path: Path) -> bool:

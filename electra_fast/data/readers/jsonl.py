@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from electra_fast.data.readers.base import Document, Progress
 from electra_fast.data.readers.text import lines
+from electra_fast.data.remote import InputFile
 from electra_fast.data.units import AnnotatedText, entity_spans
 
 
@@ -20,7 +20,7 @@ class JsonLines:
 
     entities_field: str | None = None
 
-    def __init__(self, path: Path, text_field: str) -> None:
+    def __init__(self, path: InputFile, text_field: str) -> None:
         self.path = path
         self.text_field = text_field
         self.size = path.stat().st_size

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_fast.data.readers.base import Progress
+from electra_fast.data.remote import InputFile
 from electra_fast.extras import require
 
 ROWS = 256  # decoded at a time
@@ -18,7 +19,7 @@ class ParquetFile:
     Rows that are null or blank are left out.
     """
 
-    def __init__(self, path: Path, text_field: str) -> None:
+    def __init__(self, path: InputFile, text_field: str) -> None:
         require("pyarrow", extra="parquet", purpose="Parquet files")
         self.path = path
         self.text_field = text_field
@@ -54,7 +55,7 @@ class ParquetFile:
         from pyarrow.parquet import ParquetFile as Parquet
 
         try:
-            return Parquet(self.path)
+            return Parquet(self.path if isinstance(self.path, Path) else self.path.open())
         except (ArrowException, OSError) as error:
             if getattr(error, "errno", None) is not None:
                 raise
@@ -90,6 +91,6 @@ def texts(column: Any, where: object, first_row: int) -> Iterator[str]:
             yield text
 
 
-def _damaged(path: Path, reason: str) -> ValueError:
+def _damaged(path: InputFile, reason: str) -> ValueError:
     reason = " ".join(reason.split())[:200]
     return ValueError(f"{path} is damaged, or no Parquet file: {reason}; get the file again")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from electra_fast.data.compression import open_content
 from electra_fast.data.readers.base import Progress
+from electra_fast.data.remote import InputFile
 
 
-def lines(path: Path, progress: Progress) -> Iterator[tuple[int, str]]:
+def lines(path: InputFile, progress: Progress) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of a file, compressed or not; a byte order mark is dropped.
 
     Raises ValueError naming the line and the byte's offset in the content for bytes that are not UTF-8.
@@ -32,7 +32,7 @@ def lines(path: Path, progress: Progress) -> Iterator[tuple[int, str]]:
 class TextFile:
     """A document is its paragraphs, joined by "\\n"."""
 
-    def __init__(self, path: Path, text_field: str) -> None:
+    def __init__(self, path: InputFile, text_field: str) -> None:
         self.path = path
         self.size = path.stat().st_size
 
@@ -51,7 +51,7 @@ class TextFile:
 class WholeFile:
     """The file is one document, as a book is: its empty lines part paragraphs, not documents."""
 
-    def __init__(self, path: Path, text_field: str) -> None:
+    def __init__(self, path: InputFile, text_field: str) -> None:
         self.path = path
         self.size = path.stat().st_size
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from electra_fast.data.compression import open_content
 from electra_fast.data.readers.base import Progress
 from electra_fast.data.readers.wikitext import to_text, to_text_and_links
+from electra_fast.data.remote import InputFile
 from electra_fast.extras import require
 
 # English names hold in every wiki, beside its own.
@@ -48,7 +48,7 @@ class WikiPage:
 class WikipediaDump:
     """The articles: pages of the main namespace that are wikitext and no redirects. Streams, a page at a time."""
 
-    def __init__(self, path: Path, text_field: str) -> None:
+    def __init__(self, path: InputFile, text_field: str) -> None:
         require("mwparserfromhell", extra="wikipedia", purpose="Wikipedia dumps")
         self.path = path
         self.size = path.stat().st_size
