@@ -124,3 +124,17 @@ def test_mistakes() -> None:
         resize_position_embeddings(ElectraForMaskedLM(config_of()), 0)
     with pytest.raises(ValueError, match="Linear has no ELECTRA or BERT model"):
         resize_position_embeddings(torch.nn.Linear(2, 2), 600)
+
+
+def test_a_repeated_table_leaves_short_texts_as_they_were(rng_seed):
+    model = transformers.ElectraForPreTraining(config_of()).eval()
+    ids = torch.randint(5, 150, (2, OLD))
+    with torch.no_grad():
+        before = model(ids).logits
+        table = model.electra.embeddings.position_embeddings.weight.clone()
+        resize_position_embeddings(model, 53, how="repeat")
+        assert torch.equal(model(ids).logits, before)
+    longer = model.electra.embeddings.position_embeddings.weight
+    assert torch.equal(longer, table[torch.arange(53) % OLD])
+    with pytest.raises(ValueError, match="how must be repeat or interpolate; got 'twice'"):
+        resize_position_embeddings(model, 60, how="twice")
