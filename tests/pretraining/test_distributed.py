@@ -423,19 +423,25 @@ def test_objectives_and_ties_on_two_ranks(
 
 
 @slow
-@pytest.mark.parametrize("parallel", STRATEGIES)
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_16_bits_on_two_ranks(ranks: RankMachine, made: Path, tmp_path: Path, parallel: str, precision: str) -> None:
-    """Gradients of parts of a batch are rounded to 8 or 11 bits before they are added up."""
+def test_16_bits_on_two_ranks(ranks: RankMachine, made: Path, tmp_path: Path, precision: str) -> None:
+    """Gradients of parts of a batch are rounded to 8 or 11 bits before they are added up.
+
+    In float16 a whole batch's gradient overflows before its halves do, so one process leaves out more updates; but two
+    ranks leave out the same, whatever the strategy.
+    """
     settings = {"training.precision": precision, "training.steps": 10}
     alone = train(ranks, made, tmp_path / "alone", 1, **settings)
-    run = train(ranks, made, tmp_path / "run", 2, parallel, **settings)
-    check_shares(run, alone)
-    print(f"{precision}, {parallel}: {deviation(run, alone):.1e}")
-    assert deviation(run, alone, slice(1)) <= 1e-3  # of one forward pass
-    losses = [(ours["loss"], theirs["loss"]) for ours, theirs in zip(run.rows, alone.rows, strict=True)]
-    assert max(abs(ours / theirs - 1) for ours, theirs in losses) <= 1e-2
-    assert [row.get("loss_scale") for row in run.rows] == [row.get("loss_scale") for row in alone.rows]
+    ddp, fsdp = (train(ranks, made, tmp_path / parallel, 2, parallel, **settings) for parallel in STRATEGIES)
+    for run in (ddp, fsdp):
+        check_shares(run, alone)
+        assert run.rows[0]["loss"] == pytest.approx(alone.rows[0]["loss"], rel=1e-3)  # of one forward pass
+    assert [row.get("loss_scale") for row in fsdp.rows] == [row.get("loss_scale") for row in ddp.rows]
+    pairs = [(fsdp, ddp), *(((ddp, alone), (fsdp, alone)) if precision == "bfloat16" else ())]
+    for run, other in pairs:
+        found = max(abs(ours["loss"] / theirs["loss"] - 1) for ours, theirs in zip(run.rows, other.rows, strict=True))
+        print(f"{precision}: {found:.1e}")
+        assert found <= 1e-2
 
 
 COUNT_MOMENTS = """
@@ -506,6 +512,9 @@ def test_kill_9_of_any_rank_at_random_moments(
         assert ended[1 - lost].code in (0, 2), ended
         assert "Traceback" not in ended[1 - lost].err, ended
         kills += ended[lost].code != 0
+        if [end.code for end in ended] == [0, 0]:  # they were quicker
+            check_same_end(output, whole.output)
+            shutil.rmtree(output)
     ended = ranks.run(again, 2)
     assert [end.code for end in ended] == [0, 0], ended
     check_same_end(output, whole.output)
