@@ -6,6 +6,7 @@ Source: Micikevicius et al., "Mixed precision training" (2018), sections 3.1 and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 
 import torch
@@ -91,9 +92,10 @@ class MasterWeights:
         """What a checkpoint holds: the weights, and their optimizer."""
         return self, optimizer
 
-    def computing_model(self) -> nn.Module:
-        """The model, for evaluation."""
-        return self._model
+    @contextmanager
+    def whole_model(self) -> Iterator[nn.Module]:
+        """The model as it computes, for evaluation within the block."""
+        yield self._model
 
     @torch.no_grad()
     def export(self) -> nn.Module:

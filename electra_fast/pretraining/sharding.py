@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class ShardedWeights:
     Each layer is a unit, and the joint model is one of all the rest: the towers are none, since they may share their
     embeddings. In 16 bits FSDP gathers rounded copies of the weights and sums gradients in float32. LayerNorm's few
     weights stay whole, and float32 everywhere. Gradients are summed over the ranks after each micro-batch, so that
-    nothing is ever held whole but the layer at work.
+    training holds nothing whole but the layer at work and what is in no layer.
 
     Args:
         model: float32, on the ranks' device, the same on all ranks; it is sharded in place.
@@ -94,9 +95,8 @@ class ShardedWeights:
         for name, local in self._local.items():
             weight = self._gather(name, local)
             state.weights[name] = weight
-            state.state[weight] = {
-                k: self._gather(name, v) if v.dim() else v.clone() for k, v in optimizer.state[local].items()
-            }
+            moments = optimizer.state[local].items()
+            state.state[weight] = {key: self._gather(name, v) if v.dim() else v.cpu() for key, v in moments}
         return state, state
 
     @torch.no_grad()
@@ -105,15 +105,18 @@ class ShardedWeights:
         state = whole[0]
         for name, local in self._local.items():
             weight = state.weights[name]
-            for target, source in (
-                (local, weight),
-                *((optimizer.state[local][k], v) for k, v in state.state[weight].items()),
-            ):
-                self._scatter(name, target, source)
+            self._scatter(name, local, weight)
+            for key, moment in state.state[weight].items():
+                self._scatter(name, optimizer.state[local][key], moment)
 
-    def computing_model(self) -> ElectraForJointPreTraining:
-        """The whole model with the weights of now, as it computes; of rank 0, elsewhere nothing to use."""
-        return self._fill(self._dtype)
+    @contextmanager
+    def whole_model(self) -> Iterator[ElectraForJointPreTraining]:
+        """The model as it computes, with the weights of now, for evaluation within the block: rank 0's, elsewhere it
+        holds nothing."""
+        try:
+            yield self._fill(self._dtype)
+        finally:
+            self._empty()
 
     def export(self) -> ElectraForJointPreTraining:
         """The whole model in float32; of rank 0."""

@@ -234,13 +234,13 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
             if logs:
                 report(lr)
             pause = time.perf_counter()
-            judged = masters.computing_model() if evaluates or probes else None
-            if evaluates:
-                metrics = ranks.from_first(partial(held_out.evaluate, judged, phase.objective))
-                record("eval", metrics | place())
-                now.observe(metrics[phase.watched_loss])
-            if probes and ranks.is_first:
-                record("probe", probe.measure(judged.discriminator) | place())
+            with masters.whole_model() if evaluates or probes else nullcontext() as judged:
+                if evaluates:
+                    metrics = ranks.from_first(partial(held_out.evaluate, judged, phase.objective))
+                    record("eval", metrics | place())
+                    now.observe(metrics[phase.watched_loss])
+                if probes and ranks.is_first:
+                    record("probe", probe.measure(judged.discriminator) | place())
             window.skip(time.perf_counter() - pause)
             if now.is_over(phase) and not logs:  # stopped by its patience: the next phase's sums are its own
                 report(lr)
@@ -253,8 +253,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
         return PretrainResult(output, now.step, stopped, metrics, ranks.rank, ranks.world_size)
     with deferred_signals():  # what is left takes seconds: who asks to stop gets a finished run
         if metrics is None and held_out:  # resumed after the last step
-            judged = masters.computing_model()
-            metrics = ranks.from_first(partial(held_out.evaluate, judged, phases[-1].objective))
+            with masters.whole_model() as judged:
+                metrics = ranks.from_first(partial(held_out.evaluate, judged, phases[-1].objective))
         trained = masters.export()
         if ranks.is_first:
             for folder in trained.save_pretrained(output):
