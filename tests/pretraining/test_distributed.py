@@ -11,7 +11,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from tests.small import pretrain_arguments, write_small
 
 ALL = bool(os.environ.get("ELECTRA_FAST_TEST_ALL"))
 STRATEGIES = ("ddp", "fsdp")
-LOSSES = ("loss", "generator_loss", "discriminator_loss", "mlm_loss", "gradient_norm")
+LOSSES = ("loss", "generator_loss", "discriminator_loss", "mlm_loss")
 FIRST_STEPS, AT_50 = 1e-5, 1e-3  # relative differences of the loss that are asked for
 # So hot that every token is equally likely: rounding moves no sample over a step of the CDF.
 SAMPLES_WITHOUT_LOGITS = {"objective.temperature": 1e9}
@@ -109,12 +109,12 @@ def train(ranks: RankMachine, made: Path, output: Path, world_size: int, paralle
     return Run(output, rows, read_passes(record, world_size), ended)
 
 
-def deviation(run: Run, alone: Run, steps: slice = slice(None)) -> float:
-    """The largest relative difference of a loss or of the gradient's norm over some steps."""
+def deviation(run: Run, alone: Run, steps: slice = slice(None), names: Sequence[str] = LOSSES) -> float:
+    """The largest relative difference of a loss over some steps."""
     pairs = list(zip(run.rows, alone.rows, strict=True))[steps]
     assert pairs
     assert all(theirs.keys() - {"mfu"} == ours.keys() - {"mfu"} for ours, theirs in pairs)
-    return max(abs(ours[name] / theirs[name] - 1) for ours, theirs in pairs for name in LOSSES if name in theirs)
+    return max(abs(ours[name] / theirs[name] - 1) for ours, theirs in pairs for name in names if name in theirs)
 
 
 def check_shares(run: Run, alone: Run) -> None:
@@ -162,6 +162,7 @@ def test_two_ranks_follow_one_process(finished: Callable[..., Run], parallel: st
     found = deviation(run, alone)
     print(f"2 ranks, {parallel} {more}: at most {found:.1e}")
     assert found <= FIRST_STEPS
+    assert deviation(run, alone, names=["gradient_norm"]) <= 1e-4
     evaluations = [
         [row for row in read_metrics(r.output / "metrics.jsonl") if row["kind"] == "eval"] for r in (run, alone)
     ]
@@ -418,24 +419,32 @@ def test_objectives_and_ties_on_two_ranks(
             break
     for parallel, run in zip(STRATEGIES, runs, strict=True):
         assert run.sequences == alone.sequences
-        print(f"{objective}, {tie}, {parallel}: {deviation(run, alone):.1e}")
+        norm = deviation(run, alone, names=["gradient_norm"])
+        print(f"{objective}, {tie}, {parallel}: {deviation(run, alone):.1e}, gradient's norm {norm:.1e}")
         assert deviation(run, alone) <= FIRST_STEPS
+        assert norm <= 1e-4  # summed over parts, of which some cancel
 
 
 @slow
-@pytest.mark.parametrize("parallel", STRATEGIES)
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_16_bits_on_two_ranks(ranks: RankMachine, made: Path, tmp_path: Path, parallel: str, precision: str) -> None:
-    """Gradients of parts of a batch are rounded to 8 or 11 bits before they are added up."""
+def test_16_bits_on_two_ranks(ranks: RankMachine, made: Path, tmp_path: Path, precision: str) -> None:
+    """Gradients of parts of a batch are rounded to 8 or 11 bits before they are added up.
+
+    In float16 a whole batch's gradient overflows before its halves do, so one process leaves out more updates; but two
+    ranks leave out the same, whatever the strategy.
+    """
     settings = {"training.precision": precision, "training.steps": 10}
     alone = train(ranks, made, tmp_path / "alone", 1, **settings)
-    run = train(ranks, made, tmp_path / "run", 2, parallel, **settings)
-    check_shares(run, alone)
-    print(f"{precision}, {parallel}: {deviation(run, alone):.1e}")
-    assert deviation(run, alone, slice(1)) <= 1e-3  # of one forward pass
-    losses = [(ours["loss"], theirs["loss"]) for ours, theirs in zip(run.rows, alone.rows, strict=True)]
-    assert max(abs(ours / theirs - 1) for ours, theirs in losses) <= 1e-2
-    assert [row.get("loss_scale") for row in run.rows] == [row.get("loss_scale") for row in alone.rows]
+    ddp, fsdp = (train(ranks, made, tmp_path / parallel, 2, parallel, **settings) for parallel in STRATEGIES)
+    for run in (ddp, fsdp):
+        check_shares(run, alone)
+        assert run.rows[0]["loss"] == pytest.approx(alone.rows[0]["loss"], rel=1e-3)  # of one forward pass
+    assert [row.get("loss_scale") for row in fsdp.rows] == [row.get("loss_scale") for row in ddp.rows]
+    pairs = [(fsdp, ddp), *(((ddp, alone), (fsdp, alone)) if precision == "bfloat16" else ())]
+    for run, other in pairs:
+        found = max(abs(ours["loss"] / theirs["loss"] - 1) for ours, theirs in zip(run.rows, other.rows, strict=True))
+        print(f"{precision}: {found:.1e}")
+        assert found <= 1e-2
 
 
 COUNT_MOMENTS = """
@@ -506,6 +515,9 @@ def test_kill_9_of_any_rank_at_random_moments(
         assert ended[1 - lost].code in (0, 2), ended
         assert "Traceback" not in ended[1 - lost].err, ended
         kills += ended[lost].code != 0
+        if [end.code for end in ended] == [0, 0]:  # they were quicker
+            check_same_end(output, whole.output)
+            shutil.rmtree(output)
     ended = ranks.run(again, 2)
     assert [end.code for end in ended] == [0, 0], ended
     check_same_end(output, whole.output)

@@ -1,6 +1,7 @@
 """torchrun itself: restarts, signals, and the scripts of examples/cluster on two "machines", which are this one.
 
-Every process that is started here ends with its test. `make test-all` runs all of it; else one launch.
+Every process that is started here ends with its test. `make test-all` runs all of it, in minutes; else the scripts are only
+read: starting torchrun and two ranks takes 15 seconds of a core.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ def start_two_machines(launch: Callable[..., Launch], port: int, given: list[str
     return [launch(command, f"machine {number}", PROCESSES="1", **environment) for number in range(2)]
 
 
+@slow
 def test_machine_script_on_two_machines(launch: Callable[..., Launch], made: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     held, port = free_port()
