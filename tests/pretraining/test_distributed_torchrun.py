@@ -1,7 +1,7 @@
 """torchrun itself: restarts, signals, and the scripts of examples/cluster on two "machines", which are this one.
 
-Every process that is started here ends with its test. `make test-all` runs all of it, in minutes; else the scripts are only
-read: starting torchrun and two ranks takes 15 seconds of a core.
+Every process that is started here ends with its test. `make test-all` runs all of it, in minutes; else the scripts are
+only read: starting torchrun and two ranks takes 15 seconds of a core.
 """
 
 from __future__ import annotations
