@@ -28,7 +28,7 @@ from electra_fast.data.corpus import Corpus
 from electra_fast.data.loader import BatchLoader
 from electra_fast.data.prepare import prepare
 from electra_fast.data.tokenizer import load_tokenizer
-from electra_fast.pretraining.config import PretrainConfig, recipe_path
+from electra_fast.pretraining.config import ModelConfig, PretrainConfig, recipe_path
 from electra_fast.pretraining.config_file import read_config
 from tests.fuzz.mutations import CONFIG_KINDS, FOLDER_KINDS, TEXT_KINDS
 from tests.small import SETTINGS, TEXT, write_small
@@ -102,7 +102,28 @@ def _expected_config(content: bytes) -> dict[str, Any]:
         for section in sections:
             node = node.setdefault(section, {})
         node[leaf] = value
-    return merge(asdict(PretrainConfig()), tree)
+    defaults = asdict(PretrainConfig())
+    sizes = defaults["model"] | {"generator": defaults["model"]["generator"] | {"embedding_size": None}}
+    unset = asdict(ModelConfig())
+    config = merge(defaults | {"model": unset}, tree)
+    if any(config["init"][name] is not None for name in ("run", "discriminator", "generator")):
+        return config  # null sizes are found there
+    config["model"] = _without_null(config["model"], sizes)
+    generator = config["model"]["generator"]
+    if generator["embedding_size"] is None:
+        generator["embedding_size"] = config["model"]["embedding_size"]
+    return config
+
+
+def _without_null(section: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_null(value, defaults[key])
+        if isinstance(value, dict)
+        else defaults[key]
+        if value is None
+        else value
+        for key, value in section.items()
+    }
 
 
 def _same(given: Any, read: Any) -> bool:
