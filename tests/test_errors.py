@@ -168,7 +168,9 @@ CONFIGS = {
     "optimizer: {lr: .nan}": "optimizer.lr must be positive; got nan",
     "objective: {mask_prob: 1.5}": "objective.mask_prob must be between 0 and 1; got 1.5",
     "training: {steps: 0}": "training.steps must be between 1 and 2**31 - 1; got 0",
-    "model: {hidden_size: 99999999999999999999}": "model.hidden_size must be between 1 and 2**31 - 1, or null; got 99999",
+    "model: {hidden_size: 99999999999999999999}": (
+        "model.hidden_size must be between 1 and 2**31 - 1, or null; got 99999"
+    ),
     "data: {batch_size: 999999999}": "data.batch_size must be less than 2**31 / max_length (128)",
     "training: {device: gpu}": "training.device must be auto, cpu or cuda, or one GPU as cuda:1; got 'gpu'",
     "output: ''": "output must be the folder of the run; got ''",

@@ -176,6 +176,7 @@ def _training(facts: Facts) -> list[str]:
     objective, optimizer = config.objective, config.optimizer
     rows = {
         "objective": _objectives(config),
+        "start": f"weights of other models, sha256 {config.init.sha256}" if config.init.is_given else "random weights",
         "updates": f"{facts.step:,}",
         "batch": _batch(config),
         "discriminator": _size(sizes),

@@ -412,6 +412,9 @@ def test_a_resumed_run_needs_its_source_no_more(tmp_path, corpus, monkeypatch):
 
     written = read_config(tmp_path / "cut" / "config.yaml")
     assert (written.init.run, written.model.hidden_size) == (str(tmp_path / "first"), 32)
+    for card in (tmp_path / "cut" / "README.md", tmp_path / "cut" / "discriminator" / "README.md"):
+        assert f"| start | weights of other models, sha256 {written.init.sha256} |" in card.read_text()
+    assert "| start | random weights |" in (tmp_path / "gone" / "README.md").read_text()
     again = replace(written, output=str(tmp_path / "again"))
     with pytest.raises(ConfigError, match="is no folder"):
         pretrain(again, progress=False)
