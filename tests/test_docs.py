@@ -62,7 +62,11 @@ def blocks(page: Path) -> list[Block]:
     return [Block(m[1], m[2], m[3], text.count("\n", 0, m.start(2)) + 1) for m in FENCE.finditer(text)]
 
 
-PAGES = [page for page in [*(ROOT / name for name in READMES), *sorted((ROOT / "docs").glob("*.md"))] if blocks(page)]
+def runs(page: Path) -> bool:
+    return any(block.language != "text" and not block.not_run for block in blocks(page))
+
+
+PAGES = [page for page in [*(ROOT / name for name in READMES), *sorted((ROOT / "docs").glob("*.md"))] if runs(page)]
 
 
 @pytest.fixture(scope="session")

@@ -246,9 +246,9 @@ def test_all_checkpoints_damaged(refused, space: Path) -> None:
 def test_damaged_settings_of_a_run(refused, space: Path) -> None:
     for content in ("", "a: [", "model: 3", "optimizer: {lr: x}"):
         (space / "run" / "config.yaml").write_text(content)
-        refused([*_run(space, "run", 6), "--resume"], "run/config.yaml")
+        refused([*_run(space, "run", 6), "--resume", "--optimizer.lr=0.5"], "run/config.yaml")
     (space / "run" / "config.yaml").unlink()
-    refused([*_run(space, "run", 6), "--resume"], "run", "config.yaml")
+    refused([*_run(space, "run", 6), "--resume", "--optimizer.lr=0.5"], "run", "config.yaml")
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])

@@ -366,7 +366,8 @@ def test_parts_that_do_not_belong_together(tmp_path: Path, saved: Path, parts: P
     assert not (tmp_path / "corpus").exists()
 
 
-def test_documents_that_can_not_be_taken(tmp_path: Path, saved: Path) -> None:
+def test_documents_that_can_not_be_taken(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)  # another test's libraries may have set it
     step = CorpusTokenizer(f"{tmp_path}/parts", saved, units=["entity"])
     for document, message in (
         (Document("ba", "7/1"), r"document '7/1' does not name its file in metadata\['file_path'\]"),

@@ -103,12 +103,12 @@ ENDLESS = """
 import sys, time
 from electra_fast.data import prepare as module
 
-def endless(*arguments, read=module._chunks):
+def endless(*arguments, read=module.chunked):
     yield from read(*arguments)
     time.sleep(3600)
 
 if __name__ == "__main__":
-    module._chunks = endless
+    module.chunked = endless
     module.prepare(*sys.argv[1:4], workers=2, progress=False)
 """
 

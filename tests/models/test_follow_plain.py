@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
 from benchmarks import plain, plain_energy
 from electra_fast import ElectraConfig, ElectraForJointPreTraining
@@ -17,6 +18,7 @@ from tests.follow import Step, follow, write_text
 from tests.scripts import follow_plain
 
 TIES = ("shared", "untied", "all", "gdes")
+DTYPES = (torch.float32, torch.float64)
 OBJECTIVES = ("joint", "generator", "discriminator", "mlm", "electric", "adversarial")
 
 
@@ -58,34 +60,42 @@ def model_of(
 
 def settings(warmup_steps: int) -> OptimizerConfig:
     # Decay a hundred times the recipe's, since in so few steps nobody would miss the recipe's.
-    return OptimizerConfig(lr=1e-3, warmup_steps=warmup_steps, weight_decay=1.0)
+    return OptimizerConfig(lr=5e-4, warmup_steps=warmup_steps, weight_decay=1.0)
 
 
-def largest_deviation(steps: list[Step]) -> float:
+def assert_follows(steps: list[Step], dtype: torch.dtype) -> None:
+    """In float64 to 1e-9, so that no small mistake hides; in float32, where the kernels compute, to the promised 0.1%.
+
+    Rounding gives 2e-7, but training may be unstable for some steps, and multiply it by 7 in each (seen: 6e-5 at a
+    learning rate of 1e-3, where float64 stayed within 5e-16). Not so in its first steps, of a small learning rate.
+    """
     deviations = [step.deviation() for step in steps]
     print(f"largest deviation {max(deviations):.2e} at step {deviations.index(max(deviations))}: {steps[-1]}")
-    return max(deviations)
+    assert max(deviations) <= (1e-9 if dtype == torch.float64 else 1e-3)
+    assert max(deviations[:5]) <= 1e-5
 
 
-def test_four_layers_follow_the_plain_implementation_for_60_steps(corpus, rng_seed):
-    """0.1% is promised. What is asked for is 40 times what rounding gives (2.4e-7), so that no small mistake hides."""
-    model = model_of(corpus, layers=4, hidden_size=64)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_four_layers_follow_the_plain_implementation_for_60_steps(corpus, dtype, rng_seed):
+    model = model_of(corpus, layers=4, hidden_size=64).to(dtype)
     loader = BatchLoader(corpus, batch_size=8, max_length=48, seed=rng_seed)
     steps = list(follow(model, loader, settings(warmup_steps=10), 60, seed=rng_seed))
-    assert largest_deviation(steps) <= 1e-5
+    assert_follows(steps, dtype)
     # It was training, of both towers: the loss of the text's tokens falls from log(1000).
-    assert steps[-1].ours["generator_loss"] < steps[0].ours["generator_loss"] - 0.5
-    assert steps[-1].ours["discriminator_loss"] < 0.75 * steps[0].ours["discriminator_loss"]
+    assert steps[-1].ours["generator_loss"] < steps[0].ours["generator_loss"] - 0.1
+    assert steps[-1].ours["discriminator_loss"] < 0.9 * steps[0].ours["discriminator_loss"]
 
 
 CASES = [(objective, tie) for objective in OBJECTIVES for tie in TIES] + [("alternate", "untied")]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("objective", "tie"), CASES)
-def test_an_objective_follows_its_plain_version_for_20_steps(objective, tie, corpus, rng_seed):
+def test_an_objective_follows_its_plain_version_for_20_steps(objective, tie, dtype, corpus, rng_seed):
     names = [objective] if objective in OBJECTIVES else ["generator", "generator", "discriminator"]
-    model = model_of(corpus, layers=2, hidden_size=32, tie=tie, objectives=sorted(set(names)))
+    model = model_of(corpus, layers=2, hidden_size=32, tie=tie, objectives=sorted(set(names))).to(dtype)
     loader = BatchLoader(corpus, batch_size=4, max_length=32, seed=rng_seed)
+    reference = plain_energy if objective in ("electric", "adversarial") else plain
     steps = follow(
         model,
         loader,
@@ -93,9 +103,9 @@ def test_an_objective_follows_its_plain_version_for_20_steps(objective, tie, cor
         20,
         seed=rng_seed,
         objective=lambda step: names[step % len(names)],
-        reference=(plain_energy if objective in ("electric", "adversarial") else plain).from_joint(model),
+        reference=reference.from_joint(model),
     )
-    assert largest_deviation(list(steps)) <= 1e-5
+    assert_follows(list(steps), dtype)
 
 
 @pytest.mark.skipif(os.environ.get("ELECTRA_FAST_TEST_ALL") != "1", reason="takes 15 minutes: ELECTRA_FAST_TEST_ALL=1")
