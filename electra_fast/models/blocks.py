@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from electra_fast.ops.attention import check_sequences, varlen_attention_backward_cpp, varlen_attention_cpp
 from electra_fast.ops.gelu import bias_gelu_backward_in_place_cpp, bias_gelu_cpp
 from electra_fast.ops.layer_norm import (
+    dropout_add_layer_norm_backward_of_sum_cpp,
+    dropout_add_layer_norm_cpp,
     layer_norm,
-    linear_dropout_add_layer_norm_backward_cpp,
-    linear_dropout_add_layer_norm_cpp,
 )
 
 BACKEND = "cpp"  # of every operator here; the caller has made sure that it can run
@@ -200,7 +200,7 @@ def _norm(
 ) -> tuple[Tensor, Tensor]:
     """y and its statistics; z becomes the sum that is normalised."""
     p, seed, stream, row_ids = noise
-    return linear_dropout_add_layer_norm_cpp(z, z_bias, x, weight, bias, seed, row_ids, p, eps, stream)
+    return dropout_add_layer_norm_cpp(z, x, weight, bias, seed, row_ids, p, eps, stream, x_bias=z_bias)
 
 
 def _norm_backward(
@@ -208,7 +208,7 @@ def _norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dz, dx, dz_bias, dweight and dbias; dz and dx are two tensors, one of which the caller will add to."""
     p, seed, stream, row_ids = noise
-    return linear_dropout_add_layer_norm_backward_cpp(dy.contiguous(), total, weight, stats, seed, row_ids, p, stream)
+    return dropout_add_layer_norm_backward_of_sum_cpp(dy.contiguous(), total, weight, stats, seed, row_ids, p, stream)
 
 
 def _parts(u: Tensor) -> list[slice]:

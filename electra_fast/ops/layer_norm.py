@@ -140,7 +140,7 @@ def _rows(
     )
 
 
-def _dropout_add_layer_norm_cpp(
+def dropout_add_layer_norm_cpp(
     x: Tensor,
     residual: Tensor | None,
     weight: Tensor,
@@ -150,7 +150,13 @@ def _dropout_add_layer_norm_cpp(
     p: float,
     eps: float,
     stream: int,
+    *,
+    x_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """The results of `dropout_add_layer_norm_reference`.
+
+    x_bias: [H], added to x, in float32; the sum that is normalised then comes in the place of x.
+    """
     y, stats = _dropout_add_layer_norm_shapes(x, residual, weight)
     _backends.extension().layer_norm(
         *_rows(x, residual, seed, row_ids, p, stream),
@@ -159,8 +165,8 @@ def _dropout_add_layer_norm_cpp(
         eps,
         y.data_ptr(),
         stats.data_ptr(),
-        0,
-        0,
+        0 if x_bias is None else x_bias.data_ptr(),
+        0 if x_bias is None else x.data_ptr(),
         torch.get_num_threads(),
     )
     return y, stats
@@ -199,35 +205,7 @@ def _dropout_add_layer_norm_backward_cpp(
     return gradients
 
 
-def linear_dropout_add_layer_norm_cpp(
-    x: Tensor,
-    x_bias: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    seed: Tensor | None,
-    row_ids: Tensor | None,
-    p: float,
-    eps: float,
-    stream: int,
-) -> tuple[Tensor, Tensor]:
-    """`_dropout_add_layer_norm` of x + x_bias [H], in float32. In the place of x comes the sum that is normalised."""
-    y, stats = _dropout_add_layer_norm_shapes(x, residual, weight)
-    _backends.extension().layer_norm(
-        *_rows(x, residual, seed, row_ids, p, stream),
-        weight.data_ptr(),
-        bias.data_ptr(),
-        eps,
-        y.data_ptr(),
-        stats.data_ptr(),
-        x_bias.data_ptr(),
-        x.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return y, stats
-
-
-def linear_dropout_add_layer_norm_backward_cpp(
+def dropout_add_layer_norm_backward_of_sum_cpp(
     dy: Tensor,
     total: Tensor,
     weight: Tensor,
@@ -237,7 +215,7 @@ def linear_dropout_add_layer_norm_backward_cpp(
     p: float,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx, dresidual [..., H], dx_bias, dweight and dbias [H]; total: the sum that was normalised."""
+    """dx, dresidual [..., H], dx_bias, dweight and dbias [H] from the sum that was normalised, in float32."""
     dx, dresidual = torch.empty_like(total), torch.empty_like(total)
     dx_bias, dweight, dbias = (torch.empty_like(weight) for _ in range(3))
     _backends.extension().layer_norm_backward(
@@ -322,7 +300,7 @@ _dropout_add_layer_norm = register(
     "dropout_add_layer_norm",
     {
         "reference": dropout_add_layer_norm_reference,
-        "cpp": _dropout_add_layer_norm_cpp,
+        "cpp": dropout_add_layer_norm_cpp,
         "triton": _dropout_add_layer_norm_triton,
     },
     operator=_OPERATOR,
