@@ -487,7 +487,7 @@ def _pretrain(args: Any, given: list[str]) -> int:
         keep_freed_memory()
     try:
         result = pretrain(config, resume=resume, overwrite=overwrite)
-    except RankStopped:
+    except RankStopped:  # another rank tells what went wrong
         return 2
     if result.rank > 0:
         return 0

@@ -58,7 +58,7 @@ def explained(url: str, what: str) -> Iterator[None]:
     except FileNotFoundError as error:
         reason = "" if error.__cause__ is None else f" ({_first_line(error.__cause__)})"
         raise ValueError(f"{url} is not there{reason}") from error
-    except Exception as error:
+    except Exception as error:  # each file system's library has errors of its own
         raise ValueError(f"{url} can't be {what}: {_first_line(error)}") from error
 
 

@@ -130,7 +130,7 @@ class _Vocabulary:
         if self.kind == "bytes":
             try:
                 token = bytes(_BYTES[character] for character in token).decode("utf-8")
-            except (KeyError, UnicodeDecodeError):
+            except (KeyError, UnicodeDecodeError):  # a part of a character, or a special token: no text by itself
                 return None
             space = " "
         else:
