@@ -77,7 +77,8 @@ class Task(ABC):
             there = [file for name in names for ending in self.endings if (file := path / (name + ending)).is_file()]
             if len(there) > 1:
                 raise ValueError(f"{path} holds {there[0].name} and {there[1].name}: leave one of them for {split}")
-            found |= {split: file for file in there}
+            if there:
+                found[split] = there[0]
         if not found:
             raise ValueError(f"{path} holds no data of {self.name}: expected {self._expected()}")
         return found
@@ -94,7 +95,7 @@ class Task(ABC):
             ValueError: about the file and row that is wrong.
         """
 
-    def fit(self, examples: Sequence[Example]) -> None:  # noqa: B027: most tasks have nothing to fit
+    def fit(self, examples: Sequence[Example]) -> None:  # noqa: B027
         """Look at the training examples once, e.g. to set `labels`. Options that were given stay."""
 
     @abstractmethod
