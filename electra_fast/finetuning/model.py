@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from electra_fast.data.tokenizer import load_tokenizer
 from electra_fast.finetuning.heads import HEADS
 from electra_fast.finetuning.task import TASK_FILE, Task, load_task
 from electra_fast.models import patch_transformers
-from electra_fast.models.progress import hidden_progress_bars
+from electra_fast.models.progress import hidden_progress_bars, no_loading_report
 
 _ADVICE = "give the folder of a checkpoint or of a run, or a model's name in the Hugging Face cache"
 
@@ -64,7 +63,7 @@ def load_with_head(
     elif task.head.partition("/")[0] == "sequence":
         settings.num_labels = 1  # regression
     torch.manual_seed(seed)
-    with patch_transformers(), hidden_progress_bars(), _no_report():
+    with patch_transformers(), hidden_progress_bars(), no_loading_report():
         cls = kind.model_class()
         if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
             _check_kind(cls, settings, folder)
@@ -132,17 +131,6 @@ def load_finetuned(folder: Path) -> FineTuned:
     with patch_transformers():
         model = kind.reopen(folder) if kind.reopen else load_model(kind.model_class(), folder, dtype=torch.float32)
     return FineTuned(model, load_tokenizer(folder), task)
-
-
-@contextmanager
-def _no_report() -> Iterator[None]:
-    """Without transformers' table of weights: that the head is new goes without saying, and the rest is checked."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(before)
 
 
 def label_names(labels: Sequence[str]) -> str:
