@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from electra_fast.finetuning.tables import Row, read_rows
 from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task, is_labelled
 from electra_fast.finetuning.tasks.classification import softmax
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# What files write for the index of a choice besides the number itself.
+_INDEX = {str(index): index for index in range(26)} | {letter: i for i, letter in enumerate(string.ascii_uppercase)}
 
 
 @dataclass
@@ -101,13 +103,9 @@ class Choice(Task):
 
 def _label(row: Row, column: str, count: int) -> int:
     value = row.get(column)
-    label = value
-    if isinstance(value, str) and len(value.strip()) == 1:
-        label = _LETTERS.find(value.strip().upper())
+    label = _INDEX.get(value.strip().upper()) if isinstance(value, str) else value
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < count:
-        raise row.error(
-            f"{column} must be 0 to {count - 1}, or a letter from A to {_LETTERS[count - 1]}; got {shown(value)}"
-        )
+        raise row.error(f"{column} must be the index of a choice, 0 to {count - 1}, or its letter; got {shown(value)}")
     return label
 
 
