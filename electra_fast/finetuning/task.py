@@ -33,7 +33,18 @@ _FORMAT = 1
 _FILE_NAMES = {"train": ("train",), "dev": ("dev", "valid", "validation", "eval"), "test": ("test",)}
 # Where each task lives: its module in electra_fast.finetuning.tasks and its class.
 TASKS = {
+    "cola": ("glue", "CoLA"),
+    "sst2": ("glue", "SST2"),
+    "mrpc": ("glue", "MRPC"),
+    "stsb": ("glue", "STSB"),
+    "qqp": ("glue", "QQP"),
+    "mnli": ("glue", "MNLI"),
+    "qnli": ("glue", "QNLI"),
+    "rte": ("glue", "RTE"),
+    "wnli": ("glue", "WNLI"),
     "classification": ("classification", "Classification"),
+    "regression": ("regression", "Regression"),
+    "choice": ("choice", "Choice"),
 }
 
 
