@@ -14,7 +14,7 @@ from electra_fast.arguments import nearest, shown
 from electra_fast.finetuning import conll
 from electra_fast.finetuning.metrics.tagging import entity_scores, tag_accuracy
 from electra_fast.finetuning.model import label_names
-from electra_fast.finetuning.spans import OUTSIDE, iob2, iob2_labels, is_span_tag, spans_of
+from electra_fast.finetuning.iob import OUTSIDE, iob2, iob2_labels, is_span_tag, spans_of
 from electra_fast.finetuning.tables import Row, read_rows
 from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task, is_labelled
 from electra_fast.finetuning.words import (
