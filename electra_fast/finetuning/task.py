@@ -34,6 +34,8 @@ _FILE_NAMES = {"train": ("train",), "dev": ("dev", "valid", "validation", "eval"
 # Where each task lives: its module in electra_fast.finetuning.tasks and its class.
 TASKS = {
     "classification": ("classification", "Classification"),
+    "qa": ("qa", "QuestionAnswering"),
+    "cmrc2018": ("qa", "CMRC2018"),
 }
 
 
