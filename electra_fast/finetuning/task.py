@@ -45,6 +45,8 @@ TASKS = {
     "classification": ("classification", "Classification"),
     "regression": ("regression", "Regression"),
     "choice": ("choice", "Choice"),
+    "qa": ("qa", "QuestionAnswering"),
+    "cmrc2018": ("qa", "CMRC2018"),
 }
 
 
