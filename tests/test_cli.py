@@ -16,8 +16,9 @@ import pytest
 
 import electra_fast.pretraining.train as train
 from electra_fast import cli
-from electra_fast.arguments import underscored
+from electra_fast.arguments import ArgumentParser, UsageError, given_value, underscored
 from electra_fast.cli import COMMANDS, main, users_mistake
+from electra_fast.commands import Command, command_parser
 from electra_fast.pretraining.config import ConfigError, PretrainConfig, recipe_names
 from electra_fast.pretraining.config_file import read_config
 from tests.small import SETTINGS as TINY
@@ -173,6 +174,49 @@ def test_option_names_take_dashes_for_underscores() -> None:
     assert underscored(given) == [
         "--vocab_size", "8-0", "--text_field=a-b", "--model.hidden_size", "3", "a-b", "--", "--as-it-is",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ("--task a --lr 3", "a"),
+        ("--task=a --task b", "b"),
+        ("--task b --task=", ""),
+        ("x --tasks a -- --task b", None),
+        ("--task", None),
+    ],
+)
+def test_the_value_of_an_option_is_found_before_there_is_a_parser(words: str, value: str | None) -> None:
+    assert given_value(words.split(), "--task") == value
+
+
+def test_a_command_may_have_options_that_depend_on_what_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def add_those_of_the_task(parser: ArgumentParser, given: list[str]) -> None:
+        task = given_value(given, "--task")
+        if task not in (None, "span"):
+            raise UsageError(f"no task {task!r}")
+        if task == "span":
+            parser.add_argument("--max_answer", type=int, default=30, help="of an answer")
+
+    def parser() -> ArgumentParser:
+        made = command_parser("try", "Try", "--task NAME", "--task span")
+        made.add_argument("--task", type=str, metavar="NAME", help="what to try")
+        return made
+
+    command = Command("Try", parser, lambda args, given: seen.append((args.max_answer, given)) or 0)
+    monkeypatch.setitem(cli.COMMANDS, "try", command._replace(more_options=add_those_of_the_task))
+    assert main(["try", "--task", "span", "--max-answer", "7"]) == 0
+    assert seen == [(7, ["--task", "span", "--max-answer", "7"])]
+    assert main(["try", "--task=span", "--help"]) == 0
+    assert "--max_answer INT" in capsys.readouterr().out
+    assert main(["try", "--max_answer", "7"]) == 2
+    assert "unknown option --max_answer" in capsys.readouterr().err
+    assert main(["try", "--task", "spam"]) == 2
+    assert capsys.readouterr().err == "error: no task 'spam'\nOptions: electra-fast try --help\n"
 
 
 def test_command_line_comes_before_file_before_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def test_examples_in_help_parse() -> None:
         for example in examples:
             words = shlex.split(example)
             assert words[:2] == [PROG, name]
-            command.parser().parse_args(words[2:], defaults=name != "pretrain")
+            command.parser().parse_args(words[2:], defaults=command.defaults)
 
 
 def test_every_metric_of_a_run_is_explained(world: Path) -> None:

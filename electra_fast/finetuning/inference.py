@@ -37,9 +37,12 @@ def infer(
         with torch.inference_mode():
             for batch in _batches(features, batch_tokens):
                 unlabelled = [{k: v for k, v in feature.items() if k not in _LABELS} for feature in batch]
-                arguments = kind.collate(unlabelled, tokenizer)
-                on_device = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in arguments.items()}
-                outputs += kind.outputs(model(**on_device), batch)
+                if kind.run is not None:
+                    outputs += kind.run(model, tokenizer, unlabelled)
+                else:
+                    arguments = kind.collate(unlabelled, tokenizer)
+                    on_device = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in arguments.items()}
+                    outputs += kind.outputs(model(**on_device), batch)
                 if progress is not None:
                     progress(len(batch))
     finally:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from electra_fast.data.tokenizer import load_tokenizer
 from electra_fast.finetuning.heads import HEADS
 from electra_fast.finetuning.task import TASK_FILE, Task, load_task
 from electra_fast.models import patch_transformers
-from electra_fast.models.progress import hidden_progress_bars
+from electra_fast.models.progress import hidden_progress_bars, no_loading_report
 
 _ADVICE = "give the folder of a checkpoint or of a run, or a model's name in the Hugging Face cache"
 
@@ -43,7 +42,7 @@ def find_pretrained(name: str) -> Path:
 def load_with_head(
     folder: Path, task: Task, *, seed: int, from_scratch: bool = False, **config: Any
 ) -> PreTrainedModel:
-    """A fast model in training mode with pretrained encoder and a fresh head for `task`, drawn with `seed`.
+    """A fast model in training mode, float32, with pretrained encoder and a fresh head for `task`, drawn with `seed`.
 
     Args:
         folder: as `find_pretrained` gives it. The weights of a head that fits are taken too.
@@ -53,20 +52,26 @@ def load_with_head(
     Raises:
         ValueError: the encoder's weights are not all there, or damaged.
     """
+    kind = HEADS[task.head]
+    if kind.load is not None:
+        return kind.load(folder, task, seed=seed, from_scratch=from_scratch, **config)
     settings = read_config(folder, **config)
     if task.labels is not None:
         settings.num_labels = len(task.labels)
         settings.id2label = dict(enumerate(task.labels))
         settings.label2id = {label: index for index, label in enumerate(task.labels)}
-    elif task.head == "sequence":
+    elif task.head.partition("/")[0] == "sequence":
         settings.num_labels = 1  # regression
     torch.manual_seed(seed)
-    with patch_transformers(), hidden_progress_bars(), _no_report():
-        auto = getattr(transformers, f"AutoModelFor{HEADS[task.head].model}")
+    with patch_transformers(), hidden_progress_bars(), no_loading_report():
+        cls = kind.model_class()
+        if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
+            _check_kind(cls, settings, folder)
         if from_scratch:
-            return auto.from_config(settings).train()
+            build = cls._from_config if hasattr(cls, "_from_config") else cls.from_config
+            return build(settings, dtype=torch.float32).train()
         try:
-            model, report = auto.from_pretrained(
+            model, report = cls.from_pretrained(
                 folder, config=settings, local_files_only=True, output_loading_info=True, dtype=torch.float32
             )
         except (OSError, RuntimeError) as error:
@@ -75,6 +80,14 @@ def load_with_head(
     if lacks := sorted(key for key in report["missing_keys"] if key.startswith(prefix)):
         raise ValueError(f"the model in {folder} lacks {lacks[0]}: it is damaged or of another kind")
     return model.train()
+
+
+def _check_kind(cls: type[PreTrainedModel], config: PretrainedConfig, folder: Path) -> None:
+    if not isinstance(config, cls.config_class):
+        raise ValueError(
+            f"the model in {folder} is of type {config.model_type}, and the original's head is for "
+            f"{cls.config_class.model_type}: leave --head transformers"
+        )
 
 
 def read_config(folder: Path, **changes: Any) -> PretrainedConfig:
@@ -114,21 +127,10 @@ def load_finetuned(folder: Path) -> FineTuned:
     if not (folder / TASK_FILE).is_file() and (folder / "model" / TASK_FILE).is_file():
         folder = folder / "model"
     task = load_task(folder)
+    kind = HEADS[task.head]
     with patch_transformers():
-        auto = getattr(transformers, f"AutoModelFor{HEADS[task.head].model}")
-        model = load_model(auto, folder, dtype=torch.float32)
+        model = kind.reopen(folder) if kind.reopen else load_model(kind.model_class(), folder, dtype=torch.float32)
     return FineTuned(model, load_tokenizer(folder), task)
-
-
-@contextmanager
-def _no_report() -> Iterator[None]:
-    """Without transformers' table of weights: that the head is new goes without saying, and the rest is checked."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(before)
 
 
 def label_names(labels: Sequence[str]) -> str:

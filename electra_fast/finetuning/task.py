@@ -44,7 +44,7 @@ class Task(ABC):
     Attributes:
         name: on the command line.
         title: a line for help and model cards.
-        head: key of `heads.HEADS`: what the model predicts.
+        head: key of `heads.HEADS`: what the model predicts. A run may give its task another: `heads.choose_head`.
         metric: the entry of `score` by which epochs, seeds and trials are compared; higher is better.
         endings: of the files that `read` takes.
         epochs: the paper's number of passes over the training data.
@@ -124,7 +124,7 @@ class Task(ABC):
 
     def save(self, folder: Path) -> None:
         """Write `task.json` into a model's folder."""
-        content = {"format": _FORMAT, "task": task_path(type(self)), "options": asdict(self)}
+        content = {"format": _FORMAT, "task": task_path(type(self)), "head": self.head, "options": asdict(self)}
         write_whole(folder / TASK_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -186,7 +186,9 @@ def load_task(folder: Path) -> Task:
         known = {field.name for field in fields(cls)}
         if content["format"] != _FORMAT or unknown_options(content["options"], known):
             raise ValueError(f"{file} is of another version of electra-fast")
-        return cls(**content["options"])
+        task = cls(**content["options"])
+        task.head = content["head"]
+        return task
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no {TASK_FILE}: expected a model that electra-fast has fine-tuned") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
