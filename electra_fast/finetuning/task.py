@@ -34,6 +34,7 @@ _FILE_NAMES = {"train": ("train",), "dev": ("dev", "valid", "validation", "eval"
 # Where each task lives: its module in electra_fast.finetuning.tasks and its class.
 TASKS = {
     "classification": ("classification", "Classification"),
+    "seq2seq": ("seq2seq", "Seq2Seq"),
 }
 
 

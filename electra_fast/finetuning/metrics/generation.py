@@ -8,10 +8,8 @@ from typing import Any
 
 from electra_fast.extras import require
 
-# Letters of scripts without spaces between words: Chinese, Japanese, Korean.
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003fa1f"
-_CHARACTER = re.compile(f"[{_CJK}]")
-_CHARACTER_OR_WORD = re.compile(f"[{_CJK}]|[^\\W_{_CJK}]+")
+CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fa1f"  # no spaces between words
+_CHARACTER_OR_WORD = re.compile(f"[{CJK}]|[^\\W_{CJK}]+")
 
 ROUGE_TOKENS = ("words", "characters")
 BLEU_TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # of sacreBLEU, those that need nothing else
@@ -22,7 +20,7 @@ def rouge(references: Sequence[str], texts: Sequence[str], tokens: str = "words"
 
     Args:
         tokens: "words", rouge-score's own: runs of a-z and 0-9 in lower case, anything else between words; or
-            "characters": each Chinese, Japanese or Korean character, and words of other letters and digits.
+            "characters": each Chinese or Japanese character, and words of any other letters and digits.
     """
     scorer = require("rouge_score.rouge_scorer", extra="finetune", purpose="ROUGE scores")
     names = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
@@ -56,7 +54,7 @@ def exact_match(references: Sequence[str], texts: Sequence[str], lowercase: bool
     return 100 * sum(same) / len(same)
 
 
-def is_mostly_cjk(texts: Sequence[str]) -> bool:
-    """Whether more than half of the letters are Chinese, Japanese or Korean."""
-    letters = sum(character.isalpha() for text in texts for character in text)
-    return 2 * sum(len(_CHARACTER.findall(text)) for text in texts) > letters
+def share_of_letters(texts: Sequence[str], letters: str) -> float:
+    """How many of the letters (of any script) are in `letters`, as a regular expression's [...] has them; 0 to 1."""
+    found = sum(len(re.findall(f"[{letters}]", text)) for text in texts)
+    return found / max(sum(character.isalpha() for text in texts for character in text), 1)
