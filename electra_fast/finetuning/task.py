@@ -44,9 +44,13 @@ TASKS = {
     "wnli": ("glue", "WNLI"),
     "classification": ("classification", "Classification"),
     "regression": ("regression", "Regression"),
-    "choice": ("choice", "Choice"),
+    "tagging": ("tagging", "Tagging"),
+    "relation": ("relation", "Relation"),
+    "events": ("events", "Events"),
     "qa": ("qa", "QuestionAnswering"),
     "cmrc2018": ("qa", "CMRC2018"),
+    "choice": ("choice", "Choice"),
+    "seq2seq": ("seq2seq", "Seq2Seq"),
 }
 
 
