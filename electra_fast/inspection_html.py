@@ -11,8 +11,9 @@ from electra_fast.inspection_shades import SHADES, VERDICT, percent, printable, 
 from electra_fast.page import DARK_TEXT, LIGHT_TEXT, color_rule, count, to_page, write_page
 
 _HOW = f"""<p class="how">The stronger the shade, the likelier that a token was replaced; each figure is where its
-shade begins. Shades are finest around 15%, which a model that can't tell gives every token. Underlined from {VERDICT:.0%}:
-the model says "replaced". For a word's own figures point at it, tap it, or go there with the Tab and arrow keys.</p>
+shade begins. Shades are finest around 15%, which a model that can't tell gives every token. Underlined from
+{VERDICT:.0%}: the model says "replaced". For a word's own figures point at it, tap it, or go there with the Tab and
+arrow keys.</p>
 """
 
 

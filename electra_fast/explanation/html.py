@@ -12,8 +12,9 @@ from electra_fast.inspection_shades import printable
 from electra_fast.page import DARK_TEXT, LIGHT_TEXT, color_rule, count, to_page
 
 _HOW = """<p class="how">Blue words speak for the label, orange ones against it. The stronger the colour, the more a
-word adds, as a share of the strongest word of its text. For a word's own figure point at it, tap it, or go there with the
-Tab and arrow keys. Figures are integrated gradients: together they make the difference to a text without words.</p>
+word adds, as a share of the strongest word of its text. For a word's own figure point at it, tap it, or go there
+with the Tab and arrow keys. Figures are integrated gradients: together they make the difference to a text without
+words.</p>
 """
 
 
