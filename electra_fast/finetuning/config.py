@@ -137,5 +137,3 @@ def resolve(config: FinetuneConfig, hidden_size: int, task: Task) -> tuple[Finet
     if config.max_steps is not None:
         sources["epochs"] = "as max_steps says"
     return replace(config, **chosen), sources
-
-
