@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from electra_fast.data.collator import IGNORED_LABEL, PackedCollator
+from electra_fast.finetuning.encoder_decoder import collate_pairs, generate_texts, load_encoder_decoder
 from electra_fast.finetuning.task import Feature, Output, Task
 
 HEAD_STYLES = ("transformers", "original")
@@ -30,18 +31,18 @@ class Head(NamedTuple):
         columns: of a feature, what goes into a batch; labels among them.
         collate: features -> the model's arguments.
         outputs: the model's result for a batch of features -> an output for each, on the CPU, float32 NumPy arrays:
-            "sequence" [labels], "tokens" [n, labels], "span" (start [n], end [n]), "choice" [choices].
+            "sequence" [labels], "tokens" [n, labels], "span" (start [n], end [n]), "choice" [choices]. None: see `run`.
         padded: `collate` with padding, for comparison; None: there is no other way than `collate`.
         load: instead of `model.load_with_head`, with its arguments, where one checkpoint's class does not do.
         reopen: instead of how `model.load_finetuned` loads weights: the model's folder -> the model.
-        run: instead of a forward and `outputs`, e.g. to generate: (model, tokenizer, features without labels) ->
-            an output for each.
+        run: instead of a forward and `outputs`, e.g. to generate: (model, tokenizer, features without labels, of
+            about one length) -> an output for each: "seq2seq" str.
     """
 
     model: str
     columns: tuple[str, ...]
     collate: Collate
-    outputs: Callable[[ModelOutput, Sequence[Feature]], list[Output]]
+    outputs: Callable[[ModelOutput, Sequence[Feature]], list[Output]] | None
     padded: Collate | None = None
     load: Callable[..., PreTrainedModel] | None = None
     reopen: Callable[..., PreTrainedModel] | None = None
@@ -80,10 +81,8 @@ def collate_padded(columns: tuple[str, ...]) -> Collate:
         for name in (name for name in columns if name in features[0]):
             values = [torch.tensor(feature[name]) for feature in features]
             fill = {"input_ids": tokenizer.pad_token_id, "labels": IGNORED_LABEL}.get(name, 0)
-            rows = (
-                pad_sequence(values, batch_first=True, padding_value=fill) if values[0].dim() else torch.stack(values)
-            )
-            batch[name] = rows
+            is_ragged = values[0].dim() > 0
+            batch[name] = pad_sequence(values, True, fill) if is_ragged else torch.stack(values)
         lengths = torch.tensor([len(feature["input_ids"]) for feature in features])
         batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         return batch
@@ -160,4 +159,12 @@ HEADS: Mapping[str, Head] = {
     ),
     "span": Head("QuestionAnswering", _SPANS, collate_packed(_SPANS), _spans, padded=collate_padded(_SPANS)),
     "choice": Head("MultipleChoice", _LABELLED, collate_choices, _rows),
+    "seq2seq": Head(
+        "Seq2SeqLM",
+        ("input_ids", "labels"),
+        collate_pairs,
+        outputs=None,
+        load=load_encoder_decoder,
+        run=generate_texts,
+    ),
 }
