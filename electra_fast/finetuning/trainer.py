@@ -26,7 +26,7 @@ from transformers import (
 
 from electra_fast.finetuning.config import FinetuneConfig
 from electra_fast.finetuning.heads import HEADS, Batch, Collate
-from electra_fast.finetuning.inference import infer
+from electra_fast.finetuning.inference import predict
 from electra_fast.finetuning.optimizer import build_optimizer
 from electra_fast.finetuning.task import Example, Feature, Prediction, Task
 
@@ -157,8 +157,7 @@ def predict_and_score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, scored: Scored
 ) -> tuple[list[Prediction], dict[str, float]]:
     """Predictions, one an example, and metrics in percent."""
-    outputs = infer(model, tokenizer, task.head, scored.features)
-    predictions = task.decode(scored.examples, scored.features, outputs)
+    predictions = predict(model, tokenizer, task, scored.examples, scored.features)
     return predictions, task.score(scored.examples, predictions)
 
 
