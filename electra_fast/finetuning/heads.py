@@ -31,8 +31,8 @@ class Head(NamedTuple):
         columns: of a feature, what goes into a batch; labels among them.
         collate: features -> the model's arguments.
         outputs: the model's result for a batch of features -> an output for each, on the CPU, float32 NumPy arrays:
-            "sequence" [labels], "tokens" [n, labels], "span" (start [n], end [n]), "choice" [choices], "span/original" a
-            `SpanBeam`.
+            "sequence" [labels], "tokens" [n, labels], "span" (start [n], end [n]), "choice" [choices],
+            "span/original" a `SpanBeam`.
         padded: `collate` with padding, for comparison; None: there is no other way than `collate`.
         load: instead of `model.load_with_head`, with its arguments, where one checkpoint's class does not do.
         reopen: instead of how `model.load_finetuned` loads weights: the model's folder -> the model.
