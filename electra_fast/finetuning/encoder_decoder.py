@@ -102,8 +102,6 @@ def load_encoder_decoder(
     Raises:
         ValueError: weights are missing or damaged, or the options don't fit the model's position table.
     """
-    from electra_fast.finetuning.model import read_config  # which imports this module's importers
-
     from electra_fast.finetuning.model import read_config  # which imports heads.py, which imports this module
 
     settings = read_config(folder)
