@@ -76,10 +76,7 @@ def write_features(
     Raises:
         ValueError: another ending, or a folder that is not there.
     """
-    if output.suffix not in FORMATS:
-        raise ValueError(f"{output}: expected a file whose name ends in {' or '.join(FORMATS)}")
-    if not output.parent.is_dir():
-        raise ValueError(f"the folder {output.parent} is not there: make it, or choose another")
+    check_output(output)
     start = time.perf_counter()
     ids = _tokenized(extractor, texts)
     lengths = [len(row) for row in ids]
@@ -98,6 +95,14 @@ def write_features(
         else:
             files = _write_parquet(output, batches(), texts, ids if is_tokens else None, extractor, dtype)
     return Written(len(texts), sum(lengths), time.perf_counter() - start, files)
+
+
+def check_output(output: Path) -> None:
+    """Raises ValueError for another ending than .npy and .parquet, and for a folder that is not there."""
+    if output.suffix not in FORMATS:
+        raise ValueError(f"{output}: expected a file whose name ends in {' or '.join(FORMATS)}")
+    if not output.parent.is_dir():
+        raise ValueError(f"the folder {output.parent} is not there: make it, or choose another")
 
 
 def _tokenized(extractor: FeatureExtractor, texts: list[str]) -> list[list[int]]:

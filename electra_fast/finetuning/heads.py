@@ -81,10 +81,8 @@ def collate_padded(columns: tuple[str, ...]) -> Collate:
         for name in (name for name in columns if name in features[0]):
             values = [torch.tensor(feature[name]) for feature in features]
             fill = {"input_ids": tokenizer.pad_token_id, "labels": IGNORED_LABEL}.get(name, 0)
-            rows = (
-                pad_sequence(values, batch_first=True, padding_value=fill) if values[0].dim() else torch.stack(values)
-            )
-            batch[name] = rows
+            is_ragged = values[0].dim() > 0
+            batch[name] = pad_sequence(values, True, fill) if is_ragged else torch.stack(values)
         lengths = torch.tensor([len(feature["input_ids"]) for feature in features])
         batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         return batch

@@ -24,7 +24,7 @@ def layer_rates(model: nn.Module, decay: float, *, doubled: bool = False) -> dic
     a pooler that it no longer has, so that all below the head is decayed once more, the last layer twice
     (google-research/electra, model/optimization.py, issues 51 and 64).
 
-    Of an `EncoderDecoderModel` this is so for the encoder; the decoder, whose cross attention is new, has the full rate.
+    Of an `EncoderDecoderModel` this is so for the encoder; the decoder, with new cross attention, has the full rate.
     """
     names = [name for name, _ in model.named_parameters()]
     plain = "decoder." if isinstance(model, EncoderDecoderModel) else None
