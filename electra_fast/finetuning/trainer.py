@@ -163,6 +163,10 @@ def predict_and_score(
     return predictions, task.score(scored.examples, predictions)
 
 
+class NotFinite(ValueError):
+    """The loss is infinite or not a number."""
+
+
 class Progress(TrainerCallback):
     """A bar for a seed where someone watches, and a line for each evaluation."""
 
@@ -193,7 +197,7 @@ class Progress(TrainerCallback):
         if "loss" in logs:
             self.loss = logs["loss"]
             if not math.isfinite(self.loss):
-                raise ValueError(
+                raise NotFinite(
                     f"the loss is {self.loss} at step {state.global_step:,}: lower learning_rate, or set precision fp32"
                 )
             self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)

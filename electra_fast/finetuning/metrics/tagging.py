@@ -9,9 +9,7 @@ from electra_fast.extras import require
 
 def tag_accuracy(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
     """Words with the right tag, over all words of all sentences."""
-    pairs = [
-        pair for gold, found in zip(labels, predicted, strict=True) for pair in zip(gold, found, strict=True)
-    ]
+    pairs = [pair for gold, found in zip(labels, predicted, strict=True) for pair in zip(gold, found, strict=True)]
     return 100 * sum(gold == found for gold, found in pairs) / len(pairs) if pairs else 0.0
 
 
