@@ -130,7 +130,7 @@ def prepare(task: Task, model: str, data: Path, config: FinetuneConfig) -> Prepa
     folder = find_pretrained(model)
     model_config = read_config(folder)
     encoder = getattr(model_config, "encoder", model_config)
-    _check_length(task, encoder)
+    _limit_length(task, encoder)
     resolved, sources = resolve(config, encoder.hidden_size, task)
     tokenizer = load_tokenizer(folder)
     check_tokenizer(tokenizer, encoder, folder)
@@ -148,10 +148,11 @@ def prepare(task: Task, model: str, data: Path, config: FinetuneConfig) -> Prepa
     )
 
 
-def _check_length(task: Task, config: PretrainedConfig) -> None:
-    table = config.max_position_embeddings
-    if not 3 <= task.max_length <= table:
-        raise ValueError(f"max_length must be between 3 and the model's positions ({table}); got {task.max_length}")
+def _limit_length(task: Task, config: PretrainedConfig) -> None:
+    """`max_length` is at most what the model has positions for."""
+    if task.max_length < 3:
+        raise ValueError(f"max_length must be 3 or more: [CLS], a token and [SEP]; got {task.max_length}")
+    task.max_length = min(task.max_length, config.max_position_embeddings)
 
 
 def run_settings(prepared: Prepared, model: str, data: Path, config: FinetuneConfig) -> dict[str, Any]:
