@@ -162,7 +162,7 @@ def test_not_utf_8(tmp_path: Path) -> None:
 
 
 def test_labels_are_learned(tmp_path: Path) -> None:
-    """Both tags of every type: dev may begin what training only has inside. Of plain tags the most frequent is first."""
+    """Both tags of every type: dev may begin what training only has inside. Of plain tags the most frequent first."""
     task = Tagging()
     task.fit(task.read(write(tmp_path, "train.conll", CONLL), "train"))
     assert task.labels == ["O", *(f"{p}-{kind}" for kind in ("MISC", "ORG", "PER") for p in "BI")]
@@ -248,7 +248,7 @@ def test_entity_scores_by_type() -> None:
 
 
 def test_wnut17(shared_data) -> None:
-    """Counts of sentences, as its paper and DATA.md give them, and of entities (Derczynski et al. 2017)."""
+    """Counts of sentences and entities (Derczynski et al. 2017). A dev entity begins with I, as in conlleval it may."""
     folder = shared_data("ner/wnut17")
     task = Tagging()
     files = task.files(folder)
