@@ -72,6 +72,7 @@ def make_arguments(config: FinetuneConfig, folder: Path, *, seed: int) -> Finetu
         report_to="none",
         disable_tqdm=True,
         log_level="error",
+        dataloader_pin_memory=config.device != "cpu" and torch.cuda.is_available(),
     )
     if arguments.device.type == "cuda":
         arguments._n_gpu = 1  # nn.DataParallel cuts batches into rows, and packed ones have one

@@ -1,4 +1,4 @@
-"""SQuAD's metrics in percent, as its two official evaluation scripts (evaluate-v1.1.py, evaluate-v2.0.py) define them."""
+"""SQuAD's metrics in percent, as its official scripts evaluate-v1.1.py and evaluate-v2.0.py define them."""
 
 from __future__ import annotations
 

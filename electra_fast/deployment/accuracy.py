@@ -1,0 +1,43 @@
+"""What a package costs on a real task: the metric of the model and of the package on labelled examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from electra_fast.deployment.runtime import Deployed, Outputs
+from electra_fast.finetuning.inference import infer
+from electra_fast.finetuning.model import FineTuned
+from electra_fast.finetuning.task import Example, Feature
+
+# A package's outputs for a feature as `heads.Head.outputs` gives the model's.
+_AS_HEAD: Mapping[str, Callable[[Outputs], Any]] = {
+    "sequence": lambda outputs: outputs.logits,
+    "tokens": lambda outputs: outputs.logits,
+    "span": lambda outputs: (outputs.start_logits, outputs.end_logits),
+    "choice": lambda outputs: outputs.logits,
+}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A task's metric in percent."""
+
+    metric: str
+    model: float
+    package: float
+    examples: int
+
+
+def measure(
+    finetuned: FineTuned, deployed: Deployed, examples: Sequence[Example], features: Sequence[Feature]
+) -> Accuracy:
+    """The metric of both on `examples`, all labelled; `features` are what the task makes of them."""
+    model, tokenizer, task = finetuned
+    of_package = [_AS_HEAD[task.head](outputs) for outputs in deployed.run(features)]
+    scores = [
+        task.score(examples, task.decode(examples, features, outputs))[task.metric]
+        for outputs in (infer(model, tokenizer, task.head, features), of_package)
+    ]
+    return Accuracy(task.metric, *scores, len(examples))
