@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from electra_fast.deployment.runtime import Deployed, Outputs
-from electra_fast.finetuning.inference import infer
+from electra_fast.finetuning.inference import predict, predict_by
 from electra_fast.finetuning.model import FineTuned
 from electra_fast.finetuning.task import Example, Feature
 
@@ -35,9 +35,15 @@ def measure(
 ) -> Accuracy:
     """The metric of both on `examples`, all labelled; `features` are what the task makes of them."""
     model, tokenizer, task = finetuned
-    of_package = [_AS_HEAD[task.head](outputs) for outputs in deployed.run(features)]
+
+    def run(features: Sequence[Feature]) -> list[Any]:
+        return [_AS_HEAD[task.head](outputs) for outputs in deployed.run(features)]
+
     scores = [
-        task.score(examples, task.decode(examples, features, outputs))[task.metric]
-        for outputs in (infer(model, tokenizer, task.head, features), of_package)
+        task.score(examples, predictions)[task.metric]
+        for predictions in (
+            predict(model, tokenizer, task, examples, features),
+            predict_by(run, tokenizer, task, examples, features),
+        )
     ]
     return Accuracy(task.metric, *scores, len(examples))

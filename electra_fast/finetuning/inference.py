@@ -65,10 +65,24 @@ def predict(
     progress: Callable[[int], object] | None = None,
 ) -> list[Prediction]:
     """A prediction for each example, whose `features` are as `task.encode` gives them; the rest as in `infer`."""
-    options = {"batch_tokens": batch_tokens, "progress": progress}
-    outputs = infer(model, tokenizer, task.head, features, **options)
+
+    def run(features: Sequence[Feature]) -> list[Output]:
+        return infer(model, tokenizer, task.head, features, batch_tokens=batch_tokens, progress=progress)
+
+    return predict_by(run, tokenizer, task, examples, features)
+
+
+def predict_by(
+    run: Callable[[Sequence[Feature]], list[Output]],
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    features: Sequence[Feature],
+) -> list[Prediction]:
+    """`predict` with the outputs that `run` gives for features; it is called twice for a task that reads twice."""
+    outputs = run(features)
     if again := task.encode_again(examples, features, outputs, tokenizer):
-        features, outputs = [*features, *again], outputs + infer(model, tokenizer, task.head, again, **options)
+        features, outputs = [*features, *again], [*outputs, *run(again)]
     return task.decode(examples, features, outputs)
 
 

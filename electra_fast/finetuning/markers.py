@@ -30,7 +30,7 @@ def find_markers(tokenizer: PreTrainedTokenizerBase, count: int, given: Sequence
         if ids and tokenizer.unk_token_id not in ids and ids not in found:
             found.append(ids)
         elif given is not None:
-            raise ValueError(f"the tokenizer does not know the marker {marker!r}: give another")
+            raise ValueError(f"the marker {marker!r} is unknown to the tokenizer or the same as another to it")
     if len(found) < count:
         raise ValueError(
             f"the tokenizer knows too few of {' '.join(_CANDIDATES)} to mark with: "

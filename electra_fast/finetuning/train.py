@@ -19,7 +19,7 @@ from electra_fast.files import write_whole
 from electra_fast.finetuning.config import FinetuneConfig, resolve, size_of
 from electra_fast.finetuning.data import Splits, read_splits
 from electra_fast.finetuning.heads import choose_head
-from electra_fast.finetuning.inference import infer, num_tokens
+from electra_fast.finetuning.inference import num_tokens, predict
 from electra_fast.finetuning.model import (
     check_tokenizer,
     find_pretrained,
@@ -261,8 +261,7 @@ def _evaluate(
     task = prepared.task
     for split, examples in prepared.splits.predicted.items():
         features = task.encode(examples, prepared.tokenizer, training=False)
-        outputs = infer(trainer.model, prepared.tokenizer, task.head, features)
-        predictions[split] = task.decode(examples, features, outputs)
+        predictions[split] = predict(trainer.model, prepared.tokenizer, task, examples, features)
     return metrics, predictions
 
 

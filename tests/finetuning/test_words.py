@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -37,7 +38,7 @@ def test_windows_label_each_word_once_and_fit(rng_seed: int) -> None:
         for window in windows:
             assert window.start <= window.first <= window.last <= window.end
             assert sum(widths[window.start : window.end]) <= capacity
-        for window, following in zip(windows, windows[1:], strict=False):
+        for window, following in itertools.pairwise(windows):
             assert window.start <= following.start <= window.last <= window.end
             if capacity >= 16:  # a quarter is 4 tokens, which the widest word needs
                 assert following.start < window.end

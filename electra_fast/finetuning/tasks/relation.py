@@ -10,14 +10,13 @@ from typing import ClassVar, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from electra_fast.arguments import nearest, shown
+from electra_fast.arguments import shown
 from electra_fast.finetuning.iob import read_span
 from electra_fast.finetuning.markers import find_markers
 from electra_fast.finetuning.metrics.relation import relation_scores
-from electra_fast.finetuning.model import label_names
 from electra_fast.finetuning.tables import Row, read_rows
 from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task, is_labelled
-from electra_fast.finetuning.tasks.classification import decode_class
+from electra_fast.finetuning.tasks.classification import decode_class, read_label
 
 _PARTS = ("head", "tail")
 
@@ -77,8 +76,8 @@ class Relation(Task):
             raise row.error(
                 f"{self.head_span} and {self.tail_span} overlap: one may lie within the other, not cross or equal it"
             )
-        if is_labelled or (may_be_labelled and self.label in row.values):
-            example["label"] = self._label(row)
+        if is_labelled or (may_be_labelled and row.has(self.label)):
+            example["label"] = read_label(row, self.label, self.labels)
         return example
 
     def _unit(self, row: Row) -> str | list[str]:
@@ -90,13 +89,6 @@ class Relation(Task):
         if not (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)):
             raise row.error(f"{self.tokens} must be a list of texts; got {shown(tokens)}")
         return tokens
-
-    def _label(self, row: Row) -> str:
-        label = row.text(self.label)
-        if self.labels is not None and label not in self.labels:
-            advice = f"{nearest(label, self.labels)} (labels: {label_names(self.labels)})"
-            raise row.error(f"unknown label {label!r}{advice}")
-        return label
 
     def fit(self, examples: Sequence[Example]) -> None:
         if self.labels is None:
