@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from electra_fast.data.collator import IGNORED_LABEL, PackedCollator
+from electra_fast.finetuning.encoder_decoder import collate_pairs, generate_texts, load_encoder_decoder
 from electra_fast.finetuning.spans import SpanBeam
 from electra_fast.finetuning.task import Feature, Output, Task
 
@@ -32,18 +33,18 @@ class Head(NamedTuple):
         collate: features -> the model's arguments.
         outputs: the model's result for a batch of features -> an output for each, on the CPU, float32 NumPy arrays:
             "sequence" [labels], "tokens" [n, labels], "span" (start [n], end [n]), "choice" [choices],
-            "span/original" a `SpanBeam`.
+            "span/original" a `SpanBeam`. None: see `run`.
         padded: `collate` with padding, for comparison; None: there is no other way than `collate`.
         load: instead of `model.load_with_head`, with its arguments, where one checkpoint's class does not do.
         reopen: instead of how `model.load_finetuned` loads weights: the model's folder -> the model.
-        run: instead of a forward and `outputs`, e.g. to generate: (model, tokenizer, features without labels) ->
-            an output for each.
+        run: instead of a forward and `outputs`, e.g. to generate: (model, tokenizer, features without labels, of
+            about one length) -> an output for each: "seq2seq" str.
     """
 
     model: str
     columns: tuple[str, ...]
     collate: Collate
-    outputs: Callable[[ModelOutput, Sequence[Feature]], list[Output]]
+    outputs: Callable[[ModelOutput, Sequence[Feature]], list[Output]] | None
     padded: Collate | None = None
     load: Callable[..., PreTrainedModel] | None = None
     reopen: Callable[..., PreTrainedModel] | None = None
@@ -176,4 +177,12 @@ HEADS: Mapping[str, Head] = {
         padded=collate_padded(_JOINT_SPANS),
     ),
     "choice": Head("MultipleChoice", _LABELLED, collate_choices, _rows),
+    "seq2seq": Head(
+        "Seq2SeqLM",
+        ("input_ids", "labels"),
+        collate_pairs,
+        outputs=None,
+        load=load_encoder_decoder,
+        run=generate_texts,
+    ),
 }

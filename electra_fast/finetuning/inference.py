@@ -30,12 +30,15 @@ def infer(
         progress: is called with the number of features of each batch that is done.
     """
     kind = HEADS[head]
+    order = list(range(len(features)))
+    if kind.run is not None:
+        order.sort(key=lambda index: num_tokens(features[index]))  # it pads: those of about one length together
     was_training = model.training
     model.eval()
     outputs: list[Output] = []
     try:
         with torch.inference_mode():
-            for batch in _batches(features, batch_tokens):
+            for batch in _batches([features[index] for index in order], batch_tokens):
                 unlabelled = [{k: v for k, v in feature.items() if k not in _LABELS} for feature in batch]
                 if kind.run is not None:
                     outputs += kind.run(model, tokenizer, unlabelled)
@@ -47,7 +50,8 @@ def infer(
                     progress(len(batch))
     finally:
         model.train(was_training)
-    return outputs
+    in_place = dict(zip(order, outputs, strict=True))
+    return [in_place[index] for index in range(len(features))]
 
 
 _LABELS = ("labels", "start_positions", "end_positions")

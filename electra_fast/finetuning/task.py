@@ -33,9 +33,24 @@ _FORMAT = 1
 _FILE_NAMES = {"train": ("train",), "dev": ("dev", "valid", "validation", "eval"), "test": ("test",)}
 # Where each task lives: its module in electra_fast.finetuning.tasks and its class.
 TASKS = {
+    "cola": ("glue", "CoLA"),
+    "sst2": ("glue", "SST2"),
+    "mrpc": ("glue", "MRPC"),
+    "stsb": ("glue", "STSB"),
+    "qqp": ("glue", "QQP"),
+    "mnli": ("glue", "MNLI"),
+    "qnli": ("glue", "QNLI"),
+    "rte": ("glue", "RTE"),
+    "wnli": ("glue", "WNLI"),
     "classification": ("classification", "Classification"),
+    "regression": ("regression", "Regression"),
+    "tagging": ("tagging", "Tagging"),
+    "relation": ("relation", "Relation"),
+    "events": ("events", "Events"),
     "qa": ("qa", "QuestionAnswering"),
     "cmrc2018": ("qa", "CMRC2018"),
+    "choice": ("choice", "Choice"),
+    "seq2seq": ("seq2seq", "Seq2Seq"),
 }
 
 

@@ -1,0 +1,42 @@
+"""Metrics of tags and of spans, in percent."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+
+from electra_fast.extras import require
+
+
+def tag_accuracy(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
+    """Words with the right tag, over all words of all sentences."""
+    pairs = [pair for gold, found in zip(labels, predicted, strict=True) for pair in zip(gold, found, strict=True)]
+    return 100 * sum(gold == found for gold, found in pairs) / len(pairs) if pairs else 0.0
+
+
+def entity_scores(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """seqeval's precision, recall and F1 of entities over all types (micro), and `f1_TYPE` of each type.
+
+    An entity is right where its first word, last word and type are. seqeval's default mode, which is conlleval's; of
+    IOB2 without an I that begins an entity, as `Tagging` makes it, its strict mode says the same.
+    """
+    seqeval = require("seqeval.metrics.sequence_labeling", extra="finetune", purpose="Metrics of entities")
+    gold, found = [list(tags) for tags in labels], [list(tags) for tags in predicted]
+    scores: dict[str, float] = {}
+    micro = seqeval.precision_recall_fscore_support(gold, found, average="micro", zero_division=0)
+    for name, value in zip(("precision", "recall", "f1"), micro, strict=False):
+        scores[name] = 100 * float(value)
+    types = sorted({tag[2:] for sentence in [*gold, *found] for tag in sentence if tag != "O"})
+    by_type = seqeval.precision_recall_fscore_support(gold, found, average=None, zero_division=0)[2]
+    return scores | {f"f1_{name}": 100 * float(value) for name, value in zip(types, by_type, strict=True)}
+
+
+def set_scores(labels: Iterable[set[Hashable]], predicted: Iterable[set[Hashable]]) -> tuple[float, float, float]:
+    """Precision, recall and F1 of what was found in each text against what is there, over all texts (micro)."""
+    right = there = found = 0
+    for gold, guess in zip(labels, predicted, strict=True):
+        right += len(gold & guess)
+        there += len(gold)
+        found += len(guess)
+    precision = 100 * right / found if found else 0.0
+    recall = 100 * right / there if there else 0.0
+    return precision, recall, 200 * right / (found + there) if found + there else 0.0
