@@ -47,7 +47,6 @@ def export_model(
     *,
     format: str = "onnx",
     data: str | Path | None = None,
-    fused: bool = True,
     per_channel: bool = True,
     weight_bits: int = 8,
     seed: int | None = None,
@@ -64,7 +63,6 @@ def export_model(
         format: key of `FORMATS`.
         data: what to compare on: UTF-8 text, a text a line; or, for a model that was fine-tuned here, labelled examples
             as its task reads them, on which the task's metric is measured too. None: random tokens.
-        fused: for "onnx": ONNX Runtime's operators, not the standard's only.
         per_channel: for "onnx-int8": a scale for each column of a weight.
         weight_bits: for "onnx-int8": 8, or 7 for x86 processors without VNNI.
         seed: of random tokens; None: a fresh one.
@@ -80,7 +78,7 @@ def export_model(
     output = Path(output)
     if output.exists() or output.is_symlink():
         raise ValueError(f"{output} exists: choose a new folder")
-    write = _writer(format, fused=fused, per_channel=per_channel, weight_bits=weight_bits)
+    write = _writer(format, per_channel=per_channel, weight_bits=weight_bits)
     folder = _find(model)
     stock, _ = load_stock(str(folder))
     if stock.config.is_decoder or "CausalLM" in type(stock).__name__ or "LMHeadModel" in type(stock).__name__:
@@ -148,7 +146,7 @@ def _find(model: str | Path) -> Path:
 
 
 def _writer(
-    format: str, *, fused: bool, per_channel: bool, weight_bits: int
+    format: str, *, per_channel: bool, weight_bits: int
 ) -> Callable[[PreTrainedModel, tuple[Port, ...], Path], str]:
     """What writes the graph; raises ValueError where a package that it needs is not installed."""
     if format == "torch-export":
@@ -160,7 +158,7 @@ def _writer(
 
     require_onnx()
     if format == "onnx":
-        return lambda model, outputs, folder: write_onnx(model, outputs, folder, fused=fused)
+        return write_onnx
     return lambda model, outputs, folder: write_onnx_int8(
         model, outputs, folder, per_channel=per_channel, bits=weight_bits
     )
