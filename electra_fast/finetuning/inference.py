@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from electra_fast.finetuning.heads import HEADS
-from electra_fast.finetuning.task import Feature, Output
+from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task
 
 BATCH_TOKENS = 4096  # of a packed batch: more gives no more speed on two cores
 
@@ -30,21 +30,46 @@ def infer(
         progress: is called with the number of features of each batch that is done.
     """
     kind = HEADS[head]
+    order = list(range(len(features)))
+    if kind.run is not None:
+        order.sort(key=lambda index: num_tokens(features[index]))  # it pads: those of about one length together
     was_training = model.training
     model.eval()
     outputs: list[Output] = []
     try:
         with torch.inference_mode():
-            for batch in _batches(features, batch_tokens):
+            for batch in _batches([features[index] for index in order], batch_tokens):
                 unlabelled = [{k: v for k, v in feature.items() if k not in _LABELS} for feature in batch]
-                arguments = kind.collate(unlabelled, tokenizer)
-                on_device = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in arguments.items()}
-                outputs += kind.outputs(model(**on_device), batch)
+                if kind.run is not None:
+                    outputs += kind.run(model, tokenizer, unlabelled)
+                else:
+                    arguments = kind.collate(unlabelled, tokenizer)
+                    on_device = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in arguments.items()}
+                    outputs += kind.outputs(model(**on_device), batch)
                 if progress is not None:
                     progress(len(batch))
     finally:
         model.train(was_training)
-    return outputs
+    in_place = dict(zip(order, outputs, strict=True))
+    return [in_place[index] for index in range(len(features))]
+
+
+def predict(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    features: Sequence[Feature],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Callable[[int], object] | None = None,
+) -> list[Prediction]:
+    """A prediction for each example, whose `features` are as `task.encode` gives them; the rest as in `infer`."""
+    options = {"batch_tokens": batch_tokens, "progress": progress}
+    outputs = infer(model, tokenizer, task.head, features, **options)
+    if again := task.encode_again(examples, features, outputs, tokenizer):
+        features, outputs = [*features, *again], outputs + infer(model, tokenizer, task.head, again, **options)
+    return task.decode(examples, features, outputs)
 
 
 _LABELS = ("labels", "start_positions", "end_positions")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from electra_fast.checkpoints import find_checkpoint, find_in_cache, load_model
@@ -42,7 +41,7 @@ def find_pretrained(name: str) -> Path:
 def load_with_head(
     folder: Path, task: Task, *, seed: int, from_scratch: bool = False, **config: Any
 ) -> PreTrainedModel:
-    """A fast model in training mode with pretrained encoder and a fresh head for `task`, drawn with `seed`.
+    """A fast model in training mode, float32, with pretrained encoder and a fresh head for `task`, drawn with `seed`.
 
     Args:
         folder: as `find_pretrained` gives it. The weights of a head that fits are taken too.
@@ -52,28 +51,49 @@ def load_with_head(
     Raises:
         ValueError: the encoder's weights are not all there, or damaged.
     """
+    kind = HEADS[task.head]
+    if kind.load is not None:
+        return kind.load(folder, task, seed=seed, from_scratch=from_scratch, **config)
     settings = read_config(folder, **config)
+    settings.problem_type = None  # of a task that the model was fine-tuned for before
     if task.labels is not None:
         settings.num_labels = len(task.labels)
         settings.id2label = dict(enumerate(task.labels))
         settings.label2id = {label: index for index, label in enumerate(task.labels)}
-    elif task.head == "sequence":
+    elif task.head.partition("/")[0] == "sequence":
         settings.num_labels = 1  # regression
     torch.manual_seed(seed)
     with patch_transformers(), hidden_progress_bars(), no_loading_report():
-        auto = getattr(transformers, f"AutoModelFor{HEADS[task.head].model}")
+        cls = kind.model_class()
+        if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
+            _check_kind(cls, settings, folder)
         if from_scratch:
-            return auto.from_config(settings).train()
+            build = cls._from_config if hasattr(cls, "_from_config") else cls.from_config
+            return build(settings, dtype=torch.float32).train()
         try:
-            model, report = auto.from_pretrained(
-                folder, config=settings, local_files_only=True, output_loading_info=True, dtype=torch.float32
+            model, report = cls.from_pretrained(
+                folder,
+                config=settings,
+                local_files_only=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # a head with other labels is drawn anew
             )
         except (OSError, RuntimeError) as error:
             raise ValueError(f"can't read the model in {folder}: {error}") from error
     prefix = f"{model.base_model_prefix}."
-    if lacks := sorted(key for key in report["missing_keys"] if key.startswith(prefix)):
+    absent = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    if lacks := sorted(key for key in absent if key.startswith(prefix)):
         raise ValueError(f"the model in {folder} lacks {lacks[0]}: it is damaged or of another kind")
     return model.train()
+
+
+def _check_kind(cls: type[PreTrainedModel], config: PretrainedConfig, folder: Path) -> None:
+    if not isinstance(config, cls.config_class):
+        raise ValueError(
+            f"the model in {folder} is of type {config.model_type}, and the original's head is for "
+            f"{cls.config_class.model_type}: leave --head transformers"
+        )
 
 
 def read_config(folder: Path, **changes: Any) -> PretrainedConfig:
@@ -113,9 +133,9 @@ def load_finetuned(folder: Path) -> FineTuned:
     if not (folder / TASK_FILE).is_file() and (folder / "model" / TASK_FILE).is_file():
         folder = folder / "model"
     task = load_task(folder)
+    kind = HEADS[task.head]
     with patch_transformers():
-        auto = getattr(transformers, f"AutoModelFor{HEADS[task.head].model}")
-        model = load_model(auto, folder, dtype=torch.float32)
+        model = kind.reopen(folder) if kind.reopen else load_model(kind.model_class(), folder, dtype=torch.float32)
     return FineTuned(model, load_tokenizer(folder), task)
 
 

@@ -34,12 +34,17 @@ class Row:
             raise self.error(f"no column {column!r}{nearest(column, self.values)} (columns: {have})")
         return self.values[column]
 
-    def text(self, column: str) -> str:
-        """A text that is not blank, stripped. Raises ValueError."""
+    def has(self, column: str) -> bool:
+        """Whether `column` is there and holds anything but blanks."""
+        value = self.values.get(column)
+        return value is not None and str(value).strip() != ""
+
+    def text(self, column: str, *, may_be_blank: bool = False) -> str:
+        """A text, stripped, that is not blank unless it may be. Raises ValueError."""
         value = self.get(column)
         if not isinstance(value, str):
             raise self.error(f"{column} must be text; got {shown(value)}")
-        if not value.strip():
+        if not (value.strip() or may_be_blank):
             raise self.error(f"{column} is empty")
         return value.strip()
 
@@ -55,12 +60,15 @@ class Row:
         return number
 
 
-def read_rows(file: Path, *, columns: Sequence[str] | None = None, quoted: bool | None = None) -> Iterator[Row]:
+def read_rows(
+    file: Path, *, columns: Sequence[str] | None = None, quoted: bool | None = None, skip_broken: bool = False
+) -> Iterator[Row]:
     """The rows of a .csv, .tsv or .jsonl file (UTF-8), one after another.
 
     Args:
         columns: names of the columns where the first line is a row too; None: the first line has them.
         quoted: whether fields may stand in double quotes; None: in .csv they may, in .tsv not, as in GLUE's files.
+        skip_broken: leave out rows with too few or too many fields.
 
     Raises:
         ValueError: another ending; no row; a row with too few or too many fields; broken JSON; not UTF-8.
@@ -70,7 +78,11 @@ def read_rows(file: Path, *, columns: Sequence[str] | None = None, quoted: bool 
     number = 0
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = _json_rows(file, lines) if file.suffix == ".jsonl" else _fields(file, lines, columns, quoted)
+            rows = (
+                _json_rows(file, lines)
+                if file.suffix == ".jsonl"
+                else _fields(file, lines, columns, quoted, skip_broken)
+            )
             for row in rows:
                 number = row.number
                 yield row
@@ -97,7 +109,9 @@ def _json_rows(file: Path, lines: Iterator[str]) -> Iterator[Row]:
         yield Row(file, number, values)
 
 
-def _fields(file: Path, lines: Iterator[str], columns: Sequence[str] | None, quoted: bool | None) -> Iterator[Row]:
+def _fields(
+    file: Path, lines: Iterator[str], columns: Sequence[str] | None, quoted: bool | None, skip_broken: bool
+) -> Iterator[Row]:
     is_tsv = file.suffix == ".tsv"
     quoted = not is_tsv if quoted is None else quoted
     csv.field_size_limit(_MAX_FIELD)
@@ -114,6 +128,8 @@ def _fields(file: Path, lines: Iterator[str], columns: Sequence[str] | None, quo
             columns = [name.strip() for name in fields]
             continue
         if len(fields) != len(columns):
+            if skip_broken:
+                continue
             raise ValueError(
                 f"{file}, row {reader.line_num:,}: {len(fields)} fields, but {len(columns)} columns: "
                 f"{', '.join(columns)}"

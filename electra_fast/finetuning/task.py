@@ -1,7 +1,8 @@
 """What a task is: how its files are read, how texts become features, which head reads them, and how it is scored.
 
 The path of the data: files -> examples (`read`) -> features (`encode`) -> the model's outputs, one a feature
-(`inference.py`) -> predictions, one an example (`decode`) -> metrics (`score`). All of them are plain dicts and lists.
+(`inference.py`; for a task that reads twice, again by `encode_again`) -> predictions, one an example (`decode`) ->
+metrics (`score`). All of them are plain dicts and lists.
 """
 
 from __future__ import annotations
@@ -33,7 +34,24 @@ _FORMAT = 1
 _FILE_NAMES = {"train": ("train",), "dev": ("dev", "valid", "validation", "eval"), "test": ("test",)}
 # Where each task lives: its module in electra_fast.finetuning.tasks and its class.
 TASKS = {
+    "cola": ("glue", "CoLA"),
+    "sst2": ("glue", "SST2"),
+    "mrpc": ("glue", "MRPC"),
+    "stsb": ("glue", "STSB"),
+    "qqp": ("glue", "QQP"),
+    "mnli": ("glue", "MNLI"),
+    "qnli": ("glue", "QNLI"),
+    "rte": ("glue", "RTE"),
+    "wnli": ("glue", "WNLI"),
     "classification": ("classification", "Classification"),
+    "regression": ("regression", "Regression"),
+    "tagging": ("tagging", "Tagging"),
+    "relation": ("relation", "Relation"),
+    "events": ("events", "Events"),
+    "qa": ("qa", "QuestionAnswering"),
+    "cmrc2018": ("qa", "CMRC2018"),
+    "choice": ("choice", "Choice"),
+    "seq2seq": ("seq2seq", "Seq2Seq"),
 }
 
 
@@ -44,7 +62,7 @@ class Task(ABC):
     Attributes:
         name: on the command line.
         title: a line for help and model cards.
-        head: key of `heads.HEADS`: what the model predicts.
+        head: key of `heads.HEADS`: what the model predicts. A run may give its task another: `heads.choose_head`.
         metric: the entry of `score` by which epochs, seeds and trials are compared; higher is better.
         endings: of the files that `read` takes.
         epochs: the paper's number of passes over the training data.
@@ -108,6 +126,16 @@ class Task(ABC):
         the example in `examples`. No feature is longer than `max_length`.
         """
 
+    def encode_again(
+        self,
+        examples: Sequence[Example],
+        features: Sequence[Feature],
+        outputs: Sequence[Output],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> list[Feature]:
+        """Features that depend on the outputs of the first ones, where a task reads twice; `decode` gets both."""
+        return []
+
     @abstractmethod
     def decode(
         self, examples: Sequence[Example], features: Sequence[Feature], outputs: Sequence[Output]
@@ -124,7 +152,7 @@ class Task(ABC):
 
     def save(self, folder: Path) -> None:
         """Write `task.json` into a model's folder."""
-        content = {"format": _FORMAT, "task": task_path(type(self)), "options": asdict(self)}
+        content = {"format": _FORMAT, "task": task_path(type(self)), "head": self.head, "options": asdict(self)}
         write_whole(folder / TASK_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -186,7 +214,9 @@ def load_task(folder: Path) -> Task:
         known = {field.name for field in fields(cls)}
         if content["format"] != _FORMAT or unknown_options(content["options"], known):
             raise ValueError(f"{file} is of another version of electra-fast")
-        return cls(**content["options"])
+        task = cls(**content["options"])
+        task.head = content["head"]
+        return task
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no {TASK_FILE}: expected a model that electra-fast has fine-tuned") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from electra_fast.arguments import nearest
+from electra_fast.arguments import nearest, shown
 from electra_fast.finetuning.metrics.classification import accuracy_and_f1
 from electra_fast.finetuning.model import label_names
 from electra_fast.finetuning.tables import Row, read_rows
@@ -37,19 +38,13 @@ class Classification(Task):
     label: str = "label"
 
     def read(self, file: Path, split: str) -> list[Example]:
-        return [self._example(row, is_labelled(split)) for row in read_rows(file)]
-
-    def _example(self, row: Row, is_labelled: bool) -> Example:
-        example = {"text": row.text(self.text)}
-        if self.text_pair is not None:
-            example["text_pair"] = row.text(self.text_pair)
-        if is_labelled or self.label in row.values:
-            label = str(row.get(self.label)).strip()
-            if self.labels is not None and label not in self.labels:
-                advice = f"{nearest(label, self.labels)} (labels: {label_names(self.labels)})"
-                raise row.error(f"unknown label {label!r}{advice}")
-            example["label"] = label
-        return example
+        examples = []
+        for row in read_rows(file):
+            example = read_texts(row, self.text, self.text_pair)
+            if is_labelled(split) or row.has(self.label):
+                example["label"] = read_label(row, self.label, self.labels)
+            examples.append(example)
+        return examples
 
     def fit(self, examples: Sequence[Example]) -> None:
         if self.labels is None:
@@ -73,6 +68,27 @@ class Classification(Task):
             [prediction["label"] for prediction in predictions],
             self.labels,
         )
+
+
+def read_texts(row: Row, text: str, text_pair: str | None) -> Example:
+    """An example with the text, or the two texts, of a row, without its label. Raises ValueError."""
+    example = {"text": row.text(text)}
+    if text_pair is not None:
+        example["text_pair"] = row.text(text_pair)
+    return example
+
+
+def read_label(row: Row, column: str, labels: Sequence[str] | None) -> str:
+    """A row's label, one of `labels` if they are known. Raises ValueError."""
+    value = row.get(column)
+    if isinstance(value, bool | int):
+        value = json.dumps(value)  # true as JSON writes it
+    if not isinstance(value, str) or not value.strip():
+        raise row.error(f"{column} must be a label; got {shown(value)}")
+    label = value.strip()
+    if labels is not None and label not in labels:
+        raise row.error(f"unknown label {label!r}{nearest(label, labels)} (labels: {label_names(labels)})")
+    return label
 
 
 def encode_texts(
@@ -101,10 +117,12 @@ def encode_texts(
 
 
 def decode_class(logits: np.ndarray, labels: Sequence[str]) -> Prediction:
-    """The likeliest label, and the probability of each."""
+    """The likeliest label, and the probability of each; logits [labels]."""
+    probabilities = np.round(softmax(logits), 6).tolist()
+    return {"label": labels[int(logits.argmax())], "probabilities": dict(zip(labels, probabilities, strict=True))}
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities [n], float64, of logits [n]."""
     exponents = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = exponents / exponents.sum()
-    return {
-        "label": labels[int(logits.argmax())],
-        "probabilities": dict(zip(labels, np.round(probabilities, 6).tolist(), strict=True)),
-    }
+    return exponents / exponents.sum()
