@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from electra_fast.deployment.runtime import Deployed, Outputs
-from electra_fast.finetuning.inference import infer
+from electra_fast.finetuning.inference import predict
 from electra_fast.finetuning.model import FineTuned
 from electra_fast.finetuning.task import Example, Feature
 
-# A package's outputs for a feature as `heads.Head.outputs` gives the model's.
-_AS_HEAD: Mapping[str, Callable[[Outputs], Any]] = {
+# A package's outputs for a feature as `finetuning.heads.Head.outputs` gives the model's, for the heads that are
+# exported: those of transformers, and the original's for classification and tagging.
+HEADS: Mapping[str, Callable[[Outputs], Any]] = {
     "sequence": lambda outputs: outputs.logits,
+    "sequence/original": lambda outputs: outputs.logits,
     "tokens": lambda outputs: outputs.logits,
+    "tokens/original": lambda outputs: outputs.logits,
     "span": lambda outputs: (outputs.start_logits, outputs.end_logits),
     "choice": lambda outputs: outputs.logits,
 }
@@ -35,9 +38,14 @@ def measure(
 ) -> Accuracy:
     """The metric of both on `examples`, all labelled; `features` are what the task makes of them."""
     model, tokenizer, task = finetuned
-    of_package = [_AS_HEAD[task.head](outputs) for outputs in deployed.run(features)]
-    scores = [
-        task.score(examples, task.decode(examples, features, outputs))[task.metric]
-        for outputs in (infer(model, tokenizer, task.head, features), of_package)
-    ]
+    by_model = predict(model, tokenizer, task, examples, features)
+    outputs = _run(deployed, task.head, features)
+    if again := task.encode_again(examples, features, outputs, tokenizer):
+        features, outputs = [*features, *again], outputs + _run(deployed, task.head, again)
+    by_package = task.decode(examples, features, outputs)
+    scores = [task.score(examples, predictions)[task.metric] for predictions in (by_model, by_package)]
     return Accuracy(task.metric, *scores, len(examples))
+
+
+def _run(deployed: Deployed, head: str, features: Sequence[Feature]) -> list[Any]:
+    return [HEADS[head](outputs) for outputs in deployed.run(features)]

@@ -33,8 +33,6 @@ def write_onnx_int8(
     add_pre_process_metadata(graph)  # what the quantiser asks for is done: folded, and shapes can be inferred
     onnx.save(graph, file)
     quantised = folder / f".{FILE}.int8"
-    quantize_dynamic(
-        file, quantised, per_channel=per_channel, reduce_range=bits == 7, weight_type=QuantType.QInt8
-    )
+    quantize_dynamic(file, quantised, per_channel=per_channel, reduce_range=bits == 7, weight_type=QuantType.QInt8)
     quantised.replace(file)
     return FILE
