@@ -37,6 +37,7 @@ def _commands(place: Path | str) -> Iterator[list[str]]:
     yield ["inspect", run, "--file", text, "--html", os.path.join(place, "page é.html")]
     yield ["verify", run, "--batches", "1", "--max_length", "8"]
     yield ["bench", run, "--rounds", "1", "--batches", "1", "--batch_size", "2"]
+    yield ["features", run, "--input", text, "--output", os.path.join(place, "vecteurs é.npy")]
     yield ["info"]
 
 
