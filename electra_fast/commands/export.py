@@ -15,7 +15,6 @@ _ONLY = {
     "step": ("transformers",),
     "data": ("onnx", "onnx-int8", "torch-export"),
     "seed": ("onnx", "onnx-int8", "torch-export"),
-    "fused": ("onnx",),
     "per_channel": ("onnx-int8",),
     "weight_bits": ("onnx-int8",),
 }
@@ -58,12 +57,6 @@ def _parser() -> ArgumentParser:
         "shown too; default: random tokens",
     )
     parser.add_argument("--seed", type=int | None, default=None, help="of random tokens, if not a fresh one")
-    parser.add_argument(
-        "--fused",
-        type=bool | None,
-        default=None,
-        help="of onnx: with ONNX Runtime's fused operators, not the standard's only (default: true)",
-    )
     parser.add_argument(
         "--per_channel",
         type=bool | None,

@@ -11,10 +11,13 @@ from electra_fast.finetuning.inference import predict, predict_by
 from electra_fast.finetuning.model import FineTuned
 from electra_fast.finetuning.task import Example, Feature
 
-# A package's outputs for a feature as `heads.Head.outputs` gives the model's.
-_AS_HEAD: Mapping[str, Callable[[Outputs], Any]] = {
+# A package's outputs for a feature as `finetuning.heads.Head.outputs` gives the model's, for the heads that are
+# exported: those of transformers, and the original's for classification and tagging.
+HEADS: Mapping[str, Callable[[Outputs], Any]] = {
     "sequence": lambda outputs: outputs.logits,
+    "sequence/original": lambda outputs: outputs.logits,
     "tokens": lambda outputs: outputs.logits,
+    "tokens/original": lambda outputs: outputs.logits,
     "span": lambda outputs: (outputs.start_logits, outputs.end_logits),
     "choice": lambda outputs: outputs.logits,
 }
@@ -37,7 +40,7 @@ def measure(
     model, tokenizer, task = finetuned
 
     def run(features: Sequence[Feature]) -> list[Any]:
-        return [_AS_HEAD[task.head](outputs) for outputs in deployed.run(features)]
+        return [HEADS[task.head](outputs) for outputs in deployed.run(features)]
 
     scores = [
         task.score(examples, predictions)[task.metric]
@@ -47,3 +50,4 @@ def measure(
         )
     ]
     return Accuracy(task.metric, *scores, len(examples))
+

@@ -13,15 +13,16 @@ import electra_fast
 from electra_fast.arguments import nearest
 from electra_fast.data.tokenizer import load_tokenizer, save_tokenizer
 from electra_fast.deployment import FORMATS, readme
-from electra_fast.deployment.accuracy import Accuracy, measure
+from electra_fast.deployment.accuracy import HEADS, Accuracy, measure
 from electra_fast.deployment.check import Check, compare, raise_if_wrong, random_features, text_features
 from electra_fast.deployment.graph import ports
 from electra_fast.deployment.manifest import Manifest, Port, write_manifest
 from electra_fast.deployment.runtime import load
 from electra_fast.files import flush
-from electra_fast.finetuning.model import FineTuned, check_tokenizer, find_pretrained
+from electra_fast.finetuning.model import FineTuned, check_tokenizer, find_pretrained, load_finetuned
 from electra_fast.finetuning.task import TASK_FILE, Example, Feature, Task, load_task
-from electra_fast.twins import draw_seed, fast_twin, has_tokenizer, load_stock
+from electra_fast.models.optimize import optimize
+from electra_fast.twins import draw_seed, has_tokenizer, load_stock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,7 +48,6 @@ def export_model(
     *,
     format: str = "onnx",
     data: str | Path | None = None,
-    fused: bool = True,
     per_channel: bool = True,
     weight_bits: int = 8,
     seed: int | None = None,
@@ -64,7 +64,6 @@ def export_model(
         format: key of `FORMATS`.
         data: what to compare on: UTF-8 text, a text a line; or, for a model that was fine-tuned here, labelled examples
             as its task reads them, on which the task's metric is measured too. None: random tokens.
-        fused: for "onnx": ONNX Runtime's operators, not the standard's only.
         per_channel: for "onnx-int8": a scale for each column of a weight.
         weight_bits: for "onnx-int8": 8, or 7 for x86 processors without VNNI.
         seed: of random tokens; None: a fresh one.
@@ -80,31 +79,23 @@ def export_model(
     output = Path(output)
     if output.exists() or output.is_symlink():
         raise ValueError(f"{output} exists: choose a new folder")
-    write = _writer(format, fused=fused, per_channel=per_channel, weight_bits=weight_bits)
-    folder = _find(model)
-    stock, _ = load_stock(str(folder))
-    if stock.config.is_decoder or "CausalLM" in type(stock).__name__ or "LMHeadModel" in type(stock).__name__:
-        raise ValueError(f"{folder} holds a decoder, {type(stock).__name__}: only encoders can be exported")
-    fast = fast_twin(stock)
-    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
-    if tokenizer is not None:
-        check_tokenizer(tokenizer, stock.config, folder)
-    task = load_task(folder) if (folder / TASK_FILE).is_file() else None
+    write = _writer(format, per_channel=per_channel, weight_bits=weight_bits)
+    fast, tokenizer, task, folder = _load(model)
     inputs = _inputs(fast, folder, tokenizer, task, None if data is None else Path(data), draw_seed(seed))
 
     aside = output.with_name(f".{output.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)  # of a call that was cut short
     try:
         aside.mkdir(parents=True)
-        of_inputs, of_outputs = ports(stock)
+        of_inputs, of_outputs = ports(fast)
         manifest = Manifest(
             kind=format,
-            file=write(stock, of_outputs, aside),
-            architecture=type(stock).__name__,
+            file=write(fast, of_outputs, aside),
+            architecture=type(fast).__name__,
             inputs=of_inputs,
             outputs=of_outputs,
-            max_length=stock.config.max_position_embeddings,
-            pad_token_id=stock.config.pad_token_id or 0,
+            max_length=fast.config.max_position_embeddings,
+            pad_token_id=fast.config.pad_token_id or 0,
             versions=_versions(),
             check={},
         )
@@ -118,7 +109,7 @@ def export_model(
         figures = {"check": asdict(check), "accuracy": None if accuracy is None else asdict(accuracy)}
         manifest = Manifest(**(vars(manifest) | figures))
         write_manifest(manifest, aside)
-        stock.config.save_pretrained(aside)
+        fast.config.save_pretrained(aside)
         if tokenizer is not None:
             save_tokenizer(tokenizer, aside)
         if task is not None:
@@ -130,7 +121,7 @@ def export_model(
         shutil.rmtree(aside, ignore_errors=True)
         raise
     flush(output.parent)
-    return Exported(output, check, accuracy, 4 * stock.num_parameters(), size)
+    return Exported(output, check, accuracy, 4 * fast.num_parameters(), size)
 
 
 @dataclass(frozen=True)
@@ -141,14 +132,31 @@ class _Inputs:
     examples: list[Example] | None = None  # labelled
 
 
-def _find(model: str | Path) -> Path:
-    """The model's folder; of a fine-tuning run that of its model."""
-    folder = Path(model)
-    return folder / "model" if (folder / "model" / TASK_FILE).is_file() else find_pretrained(str(model))
+def _load(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, Task | None, Path]:
+    """A fast model with what its folder holds beside it.
+
+    Raises:
+        ValueError: there is none, or one that can't be exported.
+    """
+    folder = Path(name) / "model" if (Path(name) / "model" / TASK_FILE).is_file() else find_pretrained(str(name))
+    if (folder / TASK_FILE).is_file():
+        task = load_task(folder)
+        if task.head not in HEADS:
+            raise ValueError(
+                f"{folder} was fine-tuned for {task.name} with the head {task.head}, which can't be exported"
+            )
+        return *load_finetuned(folder), folder
+    model, _ = load_stock(str(folder))
+    if model.config.is_decoder or type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+        raise ValueError(f"{folder} holds a decoder, {type(model).__name__}: only encoders can be exported")
+    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, model.config, folder)
+    return optimize(model), tokenizer, None, folder
 
 
 def _writer(
-    format: str, *, fused: bool, per_channel: bool, weight_bits: int
+    format: str, *, per_channel: bool, weight_bits: int
 ) -> Callable[[PreTrainedModel, tuple[Port, ...], Path], str]:
     """What writes the graph; raises ValueError where a package that it needs is not installed."""
     if format == "torch-export":
@@ -160,7 +168,7 @@ def _writer(
 
     require_onnx()
     if format == "onnx":
-        return lambda model, outputs, folder: write_onnx(model, outputs, folder, fused=fused)
+        return write_onnx
     return lambda model, outputs, folder: write_onnx_int8(
         model, outputs, folder, per_channel=per_channel, bits=weight_bits
     )

@@ -1,4 +1,4 @@
-"""`--format onnx`: a graph for ONNX Runtime, with its fused operators or with standard ones only."""
+"""`--format onnx`: a graph of the ONNX standard's operators, which ONNX Runtime and others run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from electra_fast.deployment.manifest import Port
 from electra_fast.extras import require
 
 FILE = "model.onnx"
-OPSET = 20  # the newest in which attention is still small operators, whose pattern the fusions know
-_MASK = "attention_mask"
+OPSET = 20  # the first with GELU as one operator
 
 
 def require_onnx() -> None:
@@ -27,65 +26,29 @@ def require_onnx() -> None:
         require(package, extra="export", purpose="ONNX models")
 
 
-def write_onnx(model: PreTrainedModel, outputs: tuple[Port, ...], folder: Path, *, fused: bool = True) -> str:
-    """Write `model` into `folder` and return the file's name.
-
-    Args:
-        outputs: the model's.
-        fused: attention, residual + LayerNorm and bias + GELU as one operator of ONNX Runtime each; else operators of
-            the ONNX standard only, which other programs run too.
-    """
+def write_onnx(model: PreTrainedModel, outputs: tuple[Port, ...], folder: Path) -> str:
+    """Write `model`, whose outputs are `outputs`, into `folder`, and return the file's name."""
     require_onnx()
     import onnx
-    import onnx_ir
-    from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
-    names = tuple(port.name for port in outputs)
+    names = [port.name for port in outputs]
+    aside = folder / f".{FILE}"
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            TensorsOnly(model, names),
+        torch.onnx.export(
+            TensorsOnly(model, tuple(names)),
             (),
             kwargs=example(model, batch=3, choices=4, length=11),
             dynamic_shapes=dynamic_shapes(model),
-            output_names=list(names),
+            output_names=names,
             dynamo=True,
             opset_version=OPSET,
             verbose=False,
-        )
-        graph = program.model
-        if fused:
-            graph, _ = optimize_for_ort(graph)
-    proto = onnx_ir.to_proto(graph)
-    if fused:
-        _take_padding_mask(proto)
-    aside = folder / f".{FILE}"
-    onnx.save(proto, aside)
-    folded = _without_constants(aside)
+        ).save(aside)
+    graph = _without_constants(aside)
     aside.unlink()
-    _name_axes(folded, axes(model), outputs)
-    onnx.save(folded, folder / FILE)
+    _name_axes(graph, axes(model), outputs)
+    onnx.save(graph, folder / FILE)
     return FILE
-
-
-def _take_padding_mask(proto: Any) -> None:
-    """Give each fused attention `attention_mask` [B, S] itself instead of a bias [B, 1, S, S] made of it.
-
-    The bias would be read for each head and layer, and the 8-bit attention takes none.
-    """
-    from onnx import TensorProto, helper
-
-    attentions = [n for n in proto.graph.node if (n.domain, n.op_type) == ("com.microsoft", "Attention")]
-    if not attentions or any(list(node.input[3:5]) not in ([], [""], ["", ""]) for node in attentions):
-        return
-    mask = f"{_MASK}_int32"
-    for node in attentions:
-        del node.input[3:]
-        node.input.append(mask)
-        # Equal thirds, which is what it means to leave them out; the 8-bit attention wants them left out.
-        kept = [attribute for attribute in node.attribute if attribute.name != "qkv_hidden_sizes"]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-    proto.graph.node.insert(0, helper.make_node("Cast", [_MASK], [mask], to=TensorProto.INT32))
 
 
 def _without_constants(file: Path) -> Any:
@@ -105,20 +68,20 @@ def _without_constants(file: Path) -> Any:
         folded.unlink(missing_ok=True)
 
 
-def _name_axes(proto: Any, input_axes: tuple[str, ...], outputs: tuple[Port, ...]) -> None:
+def _name_axes(graph: Any, input_axes: tuple[str, ...], outputs: tuple[Port, ...]) -> None:
     """Axes that a reader knows in place of the exporter's symbols; shapes inside the graph, which are theirs, go."""
-    del proto.graph.value_info[:]
-    for value in proto.graph.input:
+    del graph.graph.value_info[:]
+    for value in graph.graph.input:
         _set_shape(value, input_axes)
-    for value, port in zip(proto.graph.output, outputs, strict=True):
+    for value, port in zip(graph.graph.output, outputs, strict=True):
         _set_shape(value, port.shape)
 
 
 def _set_shape(value: Any, shape: tuple[int | str, ...]) -> None:
-    tensor = value.type.tensor_type
-    del tensor.shape.dim[:]
+    dims = value.type.tensor_type.shape.dim
+    del dims[:]
     for size in shape:
-        tensor.shape.dim.add(**({"dim_value": size} if isinstance(size, int) else {"dim_param": size}))
+        dims.add(**({"dim_value": size} if isinstance(size, int) else {"dim_param": size}))
 
 
 @contextmanager

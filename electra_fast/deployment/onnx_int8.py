@@ -27,20 +27,12 @@ def write_onnx_int8(
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-    write_onnx(model, outputs, folder, fused=True)
+    write_onnx(model, outputs, folder)
     file = folder / FILE
     graph = onnx.load(file)
     add_pre_process_metadata(graph)  # what the quantiser asks for is done: folded, and shapes can be inferred
     onnx.save(graph, file)
     quantised = folder / f".{FILE}.int8"
-    quantize_dynamic(
-        file,
-        quantised,
-        per_channel=per_channel,
-        reduce_range=bits == 7,
-        weight_type=QuantType.QInt8,
-        # ONNX's shape inference does not know ONNX Runtime's fused operators.
-        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-    )
+    quantize_dynamic(file, quantised, per_channel=per_channel, reduce_range=bits == 7, weight_type=QuantType.QInt8)
     quantised.replace(file)
     return FILE

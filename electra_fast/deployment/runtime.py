@@ -13,6 +13,9 @@ from electra_fast.deployment.padding import Feature, num_tokens, pad
 from electra_fast.extras import require
 
 BATCH_SIZE = 32
+# Of ONNX Runtime's fusions those that cost time on CPUs: residual + LayerNorm in one kernel takes four times as long as
+# in two, bias + GELU twice as long (see docs/log.md).
+SLOW_FUSIONS = ("SkipLayerNormFusion", "BiasGeluFusion")
 
 
 class Outputs(dict[str, np.ndarray]):
@@ -120,7 +123,9 @@ def _open_onnx(file: Path, threads: int | None) -> Callable[[dict[str, np.ndarra
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOW_FUSIONS)
+        )
     except Exception as error:  # ONNX Runtime's own classes, which have no common base but this
         raise ValueError(f"ONNX Runtime can't open {file}: {str(error)[:300]}") from error
     taken = {value.name for value in session.get_inputs()}  # a graph drops an input that no output depends on

@@ -162,6 +162,10 @@ def predict_and_score(
     return predictions, task.score(scored.examples, predictions)
 
 
+class NotFinite(ValueError):
+    """The loss is infinite or not a number."""
+
+
 class Progress(TrainerCallback):
     """A bar for a seed where someone watches, and a line for each evaluation."""
 
@@ -183,12 +187,16 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
+        control.should_log |= control.should_evaluate  # so that the loss beside a score is of the updates before it
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_log |= control.should_evaluate
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any) -> None:
         if "loss" in logs:
             self.loss = logs["loss"]
             if not math.isfinite(self.loss):
-                raise ValueError(
+                raise NotFinite(
                     f"the loss is {self.loss} at step {state.global_step:,}: lower learning_rate, or set precision fp32"
                 )
             self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
