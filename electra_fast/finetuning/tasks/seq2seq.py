@@ -121,7 +121,7 @@ class Seq2Seq(Task):
         sources = [example["source"] for example in examples]
         turns = iter(_ids([turn for source in sources for turn in _turns(source)], tokenizer))
         for source in sources:
-            joined = [next(turns) + [tokenizer.sep_token_id] for _ in _turns(source)]
+            joined = [[*next(turns), tokenizer.sep_token_id] for _ in _turns(source)]
             ids = list(chain.from_iterable(joined))[:-1]
             kept = ids[:room] if isinstance(source, str) else ids[-room:]
             yield [tokenizer.cls_token_id, *kept, tokenizer.sep_token_id]
