@@ -363,8 +363,11 @@ def test_made_up_questions_are_learned(tmp_path: Path, head: str) -> None:
     metrics = task.score(dev, predictions[1])
     assert metrics["best_f1"] >= 95
     assert metrics["f1"] >= 90
-    _, text = task.submission("dev", predictions[1])
-    assert json.loads(text) == {prediction["id"]: prediction["text"] for prediction in predictions[1]}
+    files = {name: json.loads(text) for name, text in task.submission("dev", predictions[1]).items()}
+    assert files == {
+        "dev_predictions.json": {prediction["id"]: prediction["text"] for prediction in predictions[1]},
+        "dev_null_odds.json": {prediction["id"]: prediction["null_odds"] for prediction in predictions[1]},
+    }
 
 
 # Real data.
