@@ -146,9 +146,9 @@ class Task(ABC):
     def score(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> dict[str, float]:
         """Metrics in percent, `metric` among them. All examples have labels."""
 
-    def submission(self, split: str, predictions: Sequence[Prediction]) -> tuple[str, str] | None:
-        """Name and text of the file that the task's leaderboard takes for `split`; None where there is none."""
-        return None
+    def submission(self, split: str, predictions: Sequence[Prediction]) -> dict[str, str]:
+        """Name -> text of the files that the task's leaderboard takes for `split`; empty where there is none."""
+        return {}
 
     def save(self, folder: Path) -> None:
         """Write `task.json` into a model's folder."""

@@ -271,8 +271,7 @@ def _write_predictions(folder: Path, task: Task, predictions: dict[str, list[Pre
     for split, rows in predictions.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_whole(folder / "predictions" / f"{split}.jsonl", lines)
-        if (submission := task.submission(split, rows)) is not None:
-            name, text = submission
+        for name, text in task.submission(split, rows).items():
             (folder / "submission").mkdir(exist_ok=True)
             write_whole(folder / "submission" / name, text)
 

@@ -288,8 +288,8 @@ def test_the_leaderboards_files(name: str, split: str, file: str, words: list[st
     logits = [np.eye(len(words), dtype=np.float32)[number] for number in range(len(words))]
     predictions = task.decode(examples, [{}] * len(words), logits)
     rows = "".join(f"{10 + number}\t{word}\n" for number, word in enumerate(words))
-    assert task.submission(split, predictions) == (file, f"index\tprediction\n{rows}")
-    assert task.submission("dev", predictions) is None
+    assert task.submission(split, predictions) == {file: f"index\tprediction\n{rows}"}
+    assert task.submission("dev", predictions) == {}
 
 
 def test_the_leaderboards_scores_are_clipped() -> None:
@@ -297,7 +297,7 @@ def test_the_leaderboards_scores_are_clipped() -> None:
     examples = [{"text": "a", "text_pair": "b", "index": str(number)} for number in range(3)]
     predictions = task.decode(examples, [{}] * 3, [np.array([value], np.float32) for value in (0.5, 1.1, -0.1)])
     assert [prediction["score"] for prediction in predictions] == pytest.approx([2.5, 5.5, -0.5], abs=1e-6)
-    assert task.submission("test", predictions) == ("STS-B.tsv", "index\tprediction\n0\t2.500\n1\t5.000\n2\t0.000\n")
+    assert task.submission("test", predictions) == {"STS-B.tsv": "index\tprediction\n0\t2.500\n1\t5.000\n2\t0.000\n"}
 
 
 def test_scores_as_they_are() -> None:

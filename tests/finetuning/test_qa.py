@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 from collections.abc import Callable
@@ -27,7 +26,7 @@ STRANGE = "ﬁ🦊é\u0301\u0323İßＡ１。三国志한글\u00ad\u200b\u00a0\u
 
 
 def _tokenizer(tmp_path: Path, *, lower: bool) -> PreTrainedTokenizerBase:
-    known = [*LETTERS, *"éßＡ１。三国-.,'", "ab", "abc"]  # noqa: RUF001
+    known = [*LETTERS, *"éßＡ１。三国-.,'", "ab", "abc"]
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *known, *(f"##{piece}" for piece in known)]
     words += ["what", "is", "the", "number", *(f"word{n}" for n in range(20)), *(f"{n}" for n in range(10, 30))]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
@@ -80,7 +79,7 @@ def test_reading(tmp_path: Path) -> None:
 
 def _changed(path: str, value: Any) -> dict[str, Any]:
     """A good file with another value, or (None) without the key, at a dotted path."""
-    content = copy.deepcopy(_squad(RED, RED))
+    content = json.loads(json.dumps(_squad(RED, RED)))
     parent: Any = content
     *keys, last = [int(key) if key.isdigit() else key for key in path.split(".")]
     for key in keys:
@@ -134,7 +133,8 @@ def test_mistakes_are_one_line_with_file_and_place(tmp_path: Path, content: Any,
     file = _write(tmp_path, content)
     with pytest.raises(ValueError, match=message) as error:
         QuestionAnswering().read(file, "train")
-    assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
+    assert str(error.value).startswith(str(file))
+    assert "\n" not in str(error.value)
 
 
 def test_other_mistakes(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_files_by_the_names_they_are_known_by(tmp_path: Path) -> None:
     }
     with pytest.raises(ValueError, match=r"holds dev-v1.1.json and dev-v2.0.json: leave one of them for dev"):
         files("dev-v1.1.json", "dev-v2.0.json")
-    with pytest.raises(ValueError, match="holds no data of qa: expected files such as train-v1.1.json"):
+    with pytest.raises(ValueError, match=r"holds no data of qa: expected files such as train-v1\.1\.json"):
         files("other.json")
     with pytest.raises(ValueError, match="is no folder"):
         QuestionAnswering().files(tmp_path / "absent")
@@ -218,7 +218,7 @@ def test_random_answers_are_found_again_or_the_feature_says_so(
         assert trained[0]["is_exact"] == (found == text.strip())
         exact += trained[0]["is_exact"]
         wider += not trained[0]["is_exact"]
-    assert exact > 0 and wider > 0
+    assert min(exact, wider) > 0
     print(f"exact {exact}, wider or narrower {wider}, no token {absent}")
 
 
@@ -226,7 +226,7 @@ def test_whole_words_are_always_found_exactly(tokenizer: PreTrainedTokenizerBase
     """In long contexts, through several windows; a word's first and last character is one that tokenizers keep."""
     rng = random.Random(rng_seed)
     task = QuestionAnswering(max_length=40, query_length=6, doc_stride=9, max_answer_tokens=40)
-    ends = [*LETTERS, "ﬁ", "🦊", "é", "Ａ", "三", "e\u0301", "한", "-"]
+    ends = [*LETTERS, "ﬁ", "🦊", "é", "Ａ", "三", "e\u0301", "한", "-"]  # noqa: RUF001
     for _ in range(100):
         words = []
         for _ in range(rng.randrange(1, 60)):
@@ -329,16 +329,11 @@ def test_made_up_questions_are_learned(tmp_path: Path, head: str) -> None:
     examples = []
     for number in range(96):
         words = [f"word{rng.randrange(20)}" for _ in range(rng.randrange(8, 40))]
-        answer = None if number % 4 == 0 else str(rng.randrange(10, 30))
-        if answer is not None:
-            words.insert(rng.randrange(len(words)), answer)
-        context = " ".join(words)
-        example = _example(
-            context,
-            0 if answer is None else context.index(f" {answer} ") + 1 if f" {answer} " in context else 0,
-            answer or "x",
-        )
-        if answer is None:
+        place, answer = rng.randrange(len(words)), str(rng.randrange(10, 14))
+        has_answer = number % 4 != 0
+        words[place] = answer if has_answer else words[place]
+        example = _example(" ".join(words), len(" ".join([*words[:place], ""])), answer)
+        if not has_answer:
             example |= {"answers": [], "is_impossible": True}
         examples.append(example | {"id": str(number)})
     train, dev = examples[:64], examples[64:]
@@ -359,16 +354,20 @@ def test_made_up_questions_are_learned(tmp_path: Path, head: str) -> None:
             optimizer.step()
     save_finetuned(model, tokenizer, task, tmp_path / "model")
     opened = load_finetuned(tmp_path / "model")
-    assert opened.task == task and opened.task.head == task.head
+    assert (opened.task, opened.task.head) == (task, task.head)
     dev_features = task.encode(dev, tokenizer, training=False)
     predictions = [
         task.decode(dev, dev_features, infer(one, tokenizer, task.head, dev_features)) for one in (model, opened.model)
     ]
     assert predictions[0] == predictions[1]
     metrics = task.score(dev, predictions[1])
-    assert metrics["best_f1"] >= 95 and metrics["f1"] >= 90
-    name, text = task.submission("dev", predictions[1])
-    assert json.loads(text) == {prediction["id"]: prediction["text"] for prediction in predictions[1]}
+    assert metrics["best_f1"] >= 95
+    assert metrics["f1"] >= 90
+    files = {name: json.loads(text) for name, text in task.submission("dev", predictions[1]).items()}
+    assert files == {
+        "dev_predictions.json": {prediction["id"]: prediction["text"] for prediction in predictions[1]},
+        "dev_null_odds.json": {prediction["id"]: prediction["null_odds"] for prediction in predictions[1]},
+    }
 
 
 # Real data.
@@ -389,6 +388,8 @@ def test_right_answers_to_real_questions_score_100(
 ) -> None:
     examples = task.read(shared_data(name), "dev")
     assert len(examples) == count
+    if isinstance(task, CMRC2018):
+        examples = examples[:200]  # its metrics take 3 ms a question
     predictions = []
     for example in examples:
         # The longest: a right answer such as "." has no words, and SQuAD 1.1's F1 of it is 0.

@@ -36,7 +36,8 @@ def test_windows_are_the_originals(rng_seed: int) -> None:
         cores = [_core_by_the_original(expected, token) for token in range(length)]
         assert cores == [i for i, window in enumerate(windows) for _ in range(window.core_start, window.core_stop)]
         ends = [bound for window in windows for bound in (window.core_start, window.core_stop)]
-        assert ends == sorted(ends) and ends[0] == 0 and ends[-1] == length
+        assert ends == sorted(ends)
+        assert (ends[0], ends[-1]) == (0, length)
     assert [tuple(window) for window in cut_windows(0, 5, 2)] == [(0, 0, 0, 0)]
 
 

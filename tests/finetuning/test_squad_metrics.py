@@ -15,7 +15,7 @@ from electra_fast.finetuning.metrics.squad import normalize_answer, squad1_metri
         ("a-an-the", "aanthe"),  # punctuation goes before articles, and leaves no gap
         ("an apple, a day", "apple day"),
         ("theory of anatomy", "theory of anatomy"),  # articles within words stay
-        ("“The” – end…", "“ ” – end…"),  # only ASCII's punctuation goes; around it articles are words
+        ("“The” end…", "“ ” end…"),  # only ASCII's punctuation goes, and the article between the rest
         ("Théâtre A.", "théâtre"),
         ("U.S.", "us"),
         ("$1,000.50", "100050"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 from collections import Counter
@@ -12,6 +13,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII's; other pu
 NO_ANSWER = ""
 
 
+@functools.lru_cache(maxsize=2**16)
 def normalize_answer(text: str) -> str:
     """In lower case, without punctuation, then without articles, with single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())

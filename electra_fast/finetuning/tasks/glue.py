@@ -106,11 +106,11 @@ class Glue(Task):
     def _score(self, labels: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
         return metrics.accuracy(labels, predicted)
 
-    def submission(self, split: str, predictions: Sequence[Prediction]) -> tuple[str, str] | None:
+    def submission(self, split: str, predictions: Sequence[Prediction]) -> dict[str, str]:
         if split not in self.submissions:
-            return None
+            return {}
         rows = [f"{prediction['index']}\t{self._submitted(prediction)}\n" for prediction in predictions]
-        return self.submissions[split], "".join(["index\tprediction\n", *rows])
+        return {self.submissions[split]: "".join(["index\tprediction\n", *rows])}
 
     def _submitted(self, prediction: Prediction) -> str:
         return prediction["label"]

@@ -221,9 +221,13 @@ class QuestionAnswering(Task):
         best = [prediction["n_best"][0]["text"] if prediction["n_best"] else NO_ANSWER for prediction in predictions]
         return squad2_metrics(answers, best, [prediction["null_odds"] for prediction in predictions], self._threshold)
 
-    def submission(self, split: str, predictions: Sequence[Prediction]) -> tuple[str, str] | None:
-        texts = {prediction["id"]: prediction["text"] for prediction in predictions}
-        return "predictions.json", json.dumps(texts, ensure_ascii=False) + "\n"
+    def submission(self, split: str, predictions: Sequence[Prediction]) -> dict[str, str]:
+        """The official scripts' files: answers by id, and where questions may have none, their null odds."""
+        columns = {"predictions": "text"} | ({"null_odds": "null_odds"} if self.no_answer else {})
+        return {
+            f"{split}_{name}.json": json.dumps({row["id"]: row[key] for row in predictions}, ensure_ascii=False) + "\n"
+            for name, key in columns.items()
+        }
 
 
 @dataclass

@@ -89,7 +89,7 @@ class SquadReader:
         if isinstance(identifier, bool) or not isinstance(identifier, (str, int)):
             raise self._error(place, f"id must be text; got {shown(identifier)}")
         place = f"{place} (id {str(identifier)!r})"
-        example = {"id": str(identifier), "question": self._text(question, "question", place), "context": context}
+        example = {"id": str(identifier), "question": self._question(question, place), "context": context}
         is_impossible = question.get("is_impossible")
         if is_impossible is None and self._is_version_2 and self.is_labelled:
             raise self._error(place, "no 'is_impossible', which a file of version 2 must have")
@@ -105,6 +105,12 @@ class SquadReader:
                 answers[:1] = [self._placed(answer, context, place) for answer in answers[:1]]
             example |= {"answers": answers, "is_impossible": not answers}
         return example
+
+    def _question(self, question: Any, place: str) -> str:
+        text = self._get(question, "question", place)
+        if not isinstance(text, str):  # an empty one is in CMRC2018
+            raise self._error(place, f"question must be text; got {shown(text)}")
+        return text
 
     def _answer(self, answer: Any, place: str) -> dict[str, Any]:
         text = self._text(answer, "text", f"{place}, an answer")
