@@ -303,7 +303,35 @@ def test_pretrain_writes_models_and_says_where(
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_signals_save_and_say_how_to_go_on(number: int, code: int, prepared: Path, tmp_path: Path) -> None:
+def test_signals_save_and_say_how_to_go_on(
+    number: int,
+    code: int,
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add = train.Window.add
+
+    def signalled(self: train.Window, *args: object, **kwargs: object) -> None:
+        add(self, *args, **kwargs)
+        if self.steps == 2:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(train.Window, "add", signalled)
+    assert main(_pretrain_arguments(prepared, tmp_path / "run", 10**6)) == code
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    _check_says_how_to_go_on(capsys.readouterr().out, number)
+
+
+def _check_says_how_to_go_on(out: str, number: int) -> None:
+    assert f"Stopped by {signal.Signals(number).name}" in out
+    assert "Go on with: electra-fast pretrain --config tiny" in out
+    assert out.rstrip().endswith("--resume")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no POSIX signals")
+def test_a_signal_from_outside_does_the_same(prepared: Path, tmp_path: Path) -> None:
     arguments = _pretrain_arguments(prepared, tmp_path / "run", 10**6, **{"training.log_every": 1})
     process = subprocess.Popen(
         [sys.executable, "-m", "electra_fast.cli", *arguments],
@@ -313,13 +341,11 @@ def test_signals_save_and_say_how_to_go_on(number: int, code: int, prepared: Pat
     deadline = time.monotonic() + 180
     while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=110)
-    assert process.returncode == code, err
+    assert process.returncode == 130, err
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
-    assert f"Stopped by {signal.Signals(number).name}" in out
-    assert "Go on with: electra-fast pretrain --config tiny" in out
-    assert out.rstrip().endswith("--resume")
+    _check_says_how_to_go_on(out, signal.SIGINT)
 
 
 def test_tokenizer_refuses_to_replace_what_is_no_tokenizer(prepared: Path, tmp_path: Path) -> None:

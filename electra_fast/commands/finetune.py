@@ -25,6 +25,7 @@ def _parser() -> ArgumentParser:
         "--task classification --model runs/small --data reviews --output runs/reviews",
         "--task classification --model runs/small --data reviews.csv --output runs/r5 --seeds 5 --epochs 2",
         "--task classification --model runs/small --data reviews --output runs/reviews --resume",
+        "--task classification --model runs/small --data reviews --output runs/searched --search 20",
         more=f"\n\nTasks: {', '.join(TASKS)}.\n"
         f"Options of a task: {PROG} finetune --task NAME --help\n"
         "Ctrl-C and SIGTERM save a checkpoint and stop.",
@@ -47,6 +48,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--output", type=str, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run that is in the output folder")
     parser.add_argument("--overwrite", action="store_true", help="delete the run that is in the output folder")
+    parser.add_argument("--search", type=int, default=0, metavar="N", help="try N settings first, and take the best")
     parser.add_config(FinetuneConfig)
     return parser
 
@@ -80,6 +82,8 @@ def _run(args: Any, given: list[str]) -> int:
     from electra_fast.finetuning.task import task_class
     from electra_fast.finetuning.train import Interrupted, finetune
 
+    if args.search < 0:
+        raise UsageError(f"--search must be 0 or more; got {args.search}")
     config = FinetuneConfig(**{field.name: args[field.name] for field in fields(FinetuneConfig)})
     cls = task_class(args.task)
     task = cls(**{field.name: args[field.name] for field in fields(cls)})
@@ -87,7 +91,14 @@ def _run(args: Any, given: list[str]) -> int:
     output = Path(args.output)
     try:
         result = finetune(
-            task, args.model, Path(args.data), output, config, resume=args.resume, overwrite=args.overwrite
+            task,
+            args.model,
+            Path(args.data),
+            output,
+            config,
+            trials=args.search,
+            resume=args.resume,
+            overwrite=args.overwrite,
         )
     except Interrupted as stop:
         words = [word for word in given if word not in ("--resume", "--overwrite")]

@@ -31,7 +31,8 @@ def _parser() -> ArgumentParser:
 
 def _run(args: Any, _: list[str]) -> int:
     from electra_fast.inspection import inspect_text, read_paragraphs, render
-    from electra_fast.inspection_html import check_target, write_html
+    from electra_fast.inspection_html import write_html
+    from electra_fast.page import check_target
 
     if bool(args.texts) == (args.file is not None):
         raise UsageError("give what to look at: sentences in quotes after MODEL, or --file with a text file")

@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 
 from electra_fast.data.collator import IGNORED_LABEL, PackedCollator
 from electra_fast.finetuning.encoder_decoder import collate_pairs, generate_texts, load_encoder_decoder
+from electra_fast.finetuning.spans import SpanBeam
 from electra_fast.finetuning.task import Feature, Output, Task
 
 HEAD_STYLES = ("transformers", "original")
@@ -31,7 +32,8 @@ class Head(NamedTuple):
         columns: of a feature, what goes into a batch; labels among them.
         collate: features -> the model's arguments.
         outputs: the model's result for a batch of features -> an output for each, on the CPU, float32 NumPy arrays:
-            "sequence" [labels], "tokens" [n, labels], "span" (start [n], end [n]), "choice" [choices]. None: see `run`.
+            "sequence" [labels], "tokens" [n, labels], "span" (start [n], end [n]), "choice" [choices],
+            "span/original" a `SpanBeam`. None: see `run`.
         padded: `collate` with padding, for comparison; None: there is no other way than `collate`.
         load: instead of `model.load_with_head`, with its arguments, where one checkpoint's class does not do.
         reopen: instead of how `model.load_finetuned` loads weights: the model's folder -> the model.
@@ -127,6 +129,14 @@ def _spans(result: ModelOutput, features: Sequence[Feature]) -> list[Output]:
     return [(_array(start), _array(end)) for start, end in zip(starts, ends, strict=True)]
 
 
+def _beams(result: ModelOutput, features: Sequence[Feature]) -> list[Output]:
+    columns = (
+        result.start_top_index, result.start_top_log_probs, result.end_top_index, result.end_top_log_probs
+    )  # fmt: skip
+    rows = zip(*(column.cpu().numpy() for column in columns), result.impossible_logits.tolist(), strict=True)
+    return [SpanBeam(*row) for row in rows]
+
+
 def _split(packed: Tensor, features: Sequence[Feature]) -> Sequence[Tensor]:
     """[1, T, ...] -> [n, ...] for each feature."""
     return packed.squeeze(0).split([len(feature["input_ids"]) for feature in features])
@@ -137,6 +147,7 @@ def _array(tensor: Tensor) -> Any:
 
 
 _SPANS = (*_TOKENS, "start_positions", "end_positions")
+_JOINT_SPANS = (*_SPANS, "is_impossible")
 _LABELLED = (*_TOKENS, "labels")
 
 HEADS: Mapping[str, Head] = {
@@ -158,6 +169,13 @@ HEADS: Mapping[str, Head] = {
         "TokenClassification", _LABELLED, collate_packed(_LABELLED), _tokens, padded=collate_padded(_LABELLED)
     ),
     "span": Head("QuestionAnswering", _SPANS, collate_packed(_SPANS), _spans, padded=collate_padded(_SPANS)),
+    "span/original": Head(
+        "electra_fast.finetuning.original_span_head:ElectraForOriginalQuestionAnswering",
+        _JOINT_SPANS,
+        collate_packed(_JOINT_SPANS),
+        _beams,
+        padded=collate_padded(_JOINT_SPANS),
+    ),
     "choice": Head("MultipleChoice", _LABELLED, collate_choices, _rows),
     "seq2seq": Head(
         "Seq2SeqLM",

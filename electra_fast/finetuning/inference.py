@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from electra_fast.finetuning.heads import HEADS
-from electra_fast.finetuning.task import Feature, Output
+from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task
 
 BATCH_TOKENS = 4096  # of a packed batch: more gives no more speed on two cores
 
@@ -52,6 +52,38 @@ def infer(
         model.train(was_training)
     in_place = dict(zip(order, outputs, strict=True))
     return [in_place[index] for index in range(len(features))]
+
+
+def predict(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    features: Sequence[Feature],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Callable[[int], object] | None = None,
+) -> list[Prediction]:
+    """A prediction for each example, whose `features` are as `task.encode` gives them; the rest as in `infer`."""
+
+    def run(features: Sequence[Feature]) -> list[Output]:
+        return infer(model, tokenizer, task.head, features, batch_tokens=batch_tokens, progress=progress)
+
+    return predict_by(run, tokenizer, task, examples, features)
+
+
+def predict_by(
+    run: Callable[[Sequence[Feature]], list[Output]],
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    features: Sequence[Feature],
+) -> list[Prediction]:
+    """`predict` with the outputs that `run` gives for features; it is called twice for a task that reads twice."""
+    outputs = run(features)
+    if again := task.encode_again(examples, features, outputs, tokenizer):
+        features, outputs = [*features, *again], [*outputs, *run(again)]
+    return task.decode(examples, features, outputs)
 
 
 _LABELS = ("labels", "start_positions", "end_positions")

@@ -55,6 +55,7 @@ def load_with_head(
     if kind.load is not None:
         return kind.load(folder, task, seed=seed, from_scratch=from_scratch, **config)
     settings = read_config(folder, **config)
+    settings.problem_type = None  # of a task that the model was fine-tuned for before
     if task.labels is not None:
         settings.num_labels = len(task.labels)
         settings.id2label = dict(enumerate(task.labels))
@@ -71,12 +72,18 @@ def load_with_head(
             return build(settings, dtype=torch.float32).train()
         try:
             model, report = cls.from_pretrained(
-                folder, config=settings, local_files_only=True, output_loading_info=True, dtype=torch.float32
+                folder,
+                config=settings,
+                local_files_only=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # a head with other labels is drawn anew
             )
         except (OSError, RuntimeError) as error:
             raise ValueError(f"can't read the model in {folder}: {error}") from error
     prefix = f"{model.base_model_prefix}."
-    if lacks := sorted(key for key in report["missing_keys"] if key.startswith(prefix)):
+    absent = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    if lacks := sorted(key for key in absent if key.startswith(prefix)):
         raise ValueError(f"the model in {folder} lacks {lacks[0]}: it is damaged or of another kind")
     return model.train()
 

@@ -11,6 +11,17 @@ from transformers import initialization as init
 from electra_fast.models import ElectraForSequenceClassification
 
 
+class GlorotLinear(nn.Linear):
+    """A layer of a new head, drawn as there: Glorot's uniform distribution, biases 0. See `init_glorot`."""
+
+
+def init_glorot(module: nn.Module) -> None:
+    """For the end of a model's `_init_weights`: transformers calls it with each module that has weights of its own."""
+    if isinstance(module, GlorotLinear):
+        init.xavier_uniform_(module.weight)
+        init.zeros_(module.bias)
+
+
 class OriginalClassificationHead(nn.Module):
     """[CLS] -> dropout -> linear; hidden_states [B, S, H] -> logits [B, labels].
 
@@ -21,7 +32,7 @@ class OriginalClassificationHead(nn.Module):
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+        self.out_proj = GlorotLinear(config.hidden_size, config.num_labels)
 
     def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
         return self.out_proj(self.dropout(hidden_states[:, 0]))
@@ -42,6 +53,4 @@ class ElectraForOriginalClassification(ElectraForSequenceClassification):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, OriginalClassificationHead):
-            init.xavier_uniform_(module.out_proj.weight)
-            init.zeros_(module.out_proj.bias)
+        init_glorot(module)

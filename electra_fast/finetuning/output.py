@@ -25,7 +25,7 @@ RUN_CONTENT = (
     "results.md",
 )
 # What may differ when a run goes on: seeds that are done stay as they are.
-_FREE_ON_RESUME = {"config.seeds", "config.device", "config.save_every", "data", "model", "trials"}
+_FREE_ON_RESUME = {"config.seeds", "config.device", "config.save_every", "data", "model"}
 
 
 def claim_output(output: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:

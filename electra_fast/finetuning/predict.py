@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from electra_fast.finetuning.inference import BATCH_TOKENS, infer, num_tokens
+from electra_fast.finetuning.inference import BATCH_TOKENS, num_tokens, predict
 from electra_fast.finetuning.model import FineTuned, load_finetuned
 from electra_fast.finetuning.task import Example, Prediction, is_labelled
 from electra_fast.twins import choose_device
@@ -19,7 +19,7 @@ class Predicted(NamedTuple):
     """Predictions, one an example, and what they took."""
 
     predictions: list[Prediction]
-    tokens: int
+    tokens: int  # of the features; once also where a task reads twice
     seconds: float  # tokenizing, the model and decoding; not reading
 
     @property
@@ -47,8 +47,9 @@ def predict_examples(
     start = time.perf_counter()
     features = task.encode(examples, tokenizer, training=False)
     with tqdm(total=len(features), unit="text", dynamic_ncols=True, leave=False, disable=not show_progress) as bar:
-        outputs = infer(model, tokenizer, task.head, features, batch_tokens=batch_tokens, progress=bar.update)
-    predictions = task.decode(examples, features, outputs)
+        predictions = predict(
+            model, tokenizer, task, examples, features, batch_tokens=batch_tokens, progress=bar.update
+        )
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return Predicted(predictions, sum(map(num_tokens, features)), time.perf_counter() - start)

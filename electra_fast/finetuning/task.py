@@ -1,7 +1,8 @@
 """What a task is: how its files are read, how texts become features, which head reads them, and how it is scored.
 
 The path of the data: files -> examples (`read`) -> features (`encode`) -> the model's outputs, one a feature
-(`inference.py`) -> predictions, one an example (`decode`) -> metrics (`score`). All of them are plain dicts and lists.
+(`inference.py`; for a task that reads twice, again by `encode_again`) -> predictions, one an example (`decode`) ->
+metrics (`score`). All of them are plain dicts and lists.
 """
 
 from __future__ import annotations
@@ -124,6 +125,16 @@ class Task(ABC):
         Lists of ints as the tokenizer gives them, `labels` where the example has a label, and "example", the index of
         the example in `examples`. No feature is longer than `max_length`.
         """
+
+    def encode_again(
+        self,
+        examples: Sequence[Example],
+        features: Sequence[Feature],
+        outputs: Sequence[Output],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> list[Feature]:
+        """Features that depend on the outputs of the first ones, where a task reads twice; `decode` gets both."""
+        return []
 
     @abstractmethod
     def decode(

@@ -19,7 +19,7 @@ from electra_fast.files import write_whole
 from electra_fast.finetuning.config import FinetuneConfig, resolve, size_of
 from electra_fast.finetuning.data import Splits, read_splits
 from electra_fast.finetuning.heads import choose_head
-from electra_fast.finetuning.inference import infer, num_tokens
+from electra_fast.finetuning.inference import num_tokens, predict
 from electra_fast.finetuning.model import (
     check_tokenizer,
     find_pretrained,
@@ -29,6 +29,7 @@ from electra_fast.finetuning.model import (
 )
 from electra_fast.finetuning.output import claim_output
 from electra_fast.finetuning.results import Result, best_seed, device_name, summarize, versions, write_results
+from electra_fast.finetuning.search import search
 from electra_fast.finetuning.task import Feature, Prediction, Task, task_path
 from electra_fast.finetuning.trainer import (
     FinetuneTrainer,
@@ -81,6 +82,7 @@ def finetune(
     output: Path,
     config: FinetuneConfig,
     *,
+    trials: int = 0,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -92,6 +94,7 @@ def finetune(
         task: its options set; `fit` is called here.
         model: a checkpoint's folder, a run's, or a name in the Hugging Face cache.
         data: a folder with the task's files, or one file, of which a part is held out.
+        trials: search for hyperparameters first, with so many trials: see `search.search_space`.
         resume: go on with the run that is in `output`: seeds that are done stay, one that was cut short goes on from
             its checkpoint, to the weights of a run that was not.
         overwrite: delete it instead.
@@ -105,9 +108,14 @@ def finetune(
         Interrupted: by ctrl-C or SIGTERM, after a checkpoint.
     """
     prepared = prepare(task, model, data, config)
-    claim_output(output, run_settings(prepared, model, data, config), resume=resume, overwrite=overwrite)
+    settings = run_settings(prepared, model, data, config) | {"trials": trials}
+    claim_output(output, settings, resume=resume, overwrite=overwrite)
     if progress:
         print(describe(prepared), flush=True)
+    if trials:
+        prepared = search(prepared, output, trials, progress=progress)
+        if progress:
+            print(f"best of the search: {describe(prepared).splitlines()[1].partition(': ')[2]}", flush=True)
     results = []
     for seed in range(config.seed, config.seed + config.seeds):
         folder = output / "seeds" / f"seed-{seed}"
@@ -130,7 +138,7 @@ def prepare(task: Task, model: str, data: Path, config: FinetuneConfig) -> Prepa
     folder = find_pretrained(model)
     model_config = read_config(folder)
     encoder = getattr(model_config, "encoder", model_config)
-    _check_length(task, encoder)
+    _limit_length(task, encoder)
     resolved, sources = resolve(config, encoder.hidden_size, task)
     tokenizer = load_tokenizer(folder)
     check_tokenizer(tokenizer, encoder, folder)
@@ -148,10 +156,11 @@ def prepare(task: Task, model: str, data: Path, config: FinetuneConfig) -> Prepa
     )
 
 
-def _check_length(task: Task, config: PretrainedConfig) -> None:
-    table = config.max_position_embeddings
-    if not 3 <= task.max_length <= table:
-        raise ValueError(f"max_length must be between 3 and the model's positions ({table}); got {task.max_length}")
+def _limit_length(task: Task, config: PretrainedConfig) -> None:
+    """`max_length` is at most what the model has positions for."""
+    if task.max_length < 3:
+        raise ValueError(f"max_length must be 3 or more: [CLS], a token and [SEP]; got {task.max_length}")
+    task.max_length = min(task.max_length, config.max_position_embeddings)
 
 
 def run_settings(prepared: Prepared, model: str, data: Path, config: FinetuneConfig) -> dict[str, Any]:
@@ -252,8 +261,7 @@ def _evaluate(
     task = prepared.task
     for split, examples in prepared.splits.predicted.items():
         features = task.encode(examples, prepared.tokenizer, training=False)
-        outputs = infer(trainer.model, prepared.tokenizer, task.head, features)
-        predictions[split] = task.decode(examples, features, outputs)
+        predictions[split] = predict(trainer.model, prepared.tokenizer, task, examples, features)
     return metrics, predictions
 
 

@@ -26,7 +26,7 @@ from transformers import (
 
 from electra_fast.finetuning.config import FinetuneConfig
 from electra_fast.finetuning.heads import HEADS, Batch, Collate
-from electra_fast.finetuning.inference import infer
+from electra_fast.finetuning.inference import predict
 from electra_fast.finetuning.optimizer import build_optimizer
 from electra_fast.finetuning.task import Example, Feature, Prediction, Task
 
@@ -158,9 +158,12 @@ def predict_and_score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, scored: Scored
 ) -> tuple[list[Prediction], dict[str, float]]:
     """Predictions, one an example, and metrics in percent."""
-    outputs = infer(model, tokenizer, task.head, scored.features)
-    predictions = task.decode(scored.examples, scored.features, outputs)
+    predictions = predict(model, tokenizer, task, scored.examples, scored.features)
     return predictions, task.score(scored.examples, predictions)
+
+
+class NotFinite(ValueError):
+    """The loss is infinite or not a number."""
 
 
 class Progress(TrainerCallback):
@@ -184,12 +187,16 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
+        control.should_log |= control.should_evaluate  # so that the loss beside a score is of the updates before it
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_log |= control.should_evaluate
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any) -> None:
         if "loss" in logs:
             self.loss = logs["loss"]
             if not math.isfinite(self.loss):
-                raise ValueError(
+                raise NotFinite(
                     f"the loss is {self.loss} at step {state.global_step:,}: lower learning_rate, or set precision fp32"
                 )
             self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)

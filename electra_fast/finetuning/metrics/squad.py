@@ -1,4 +1,4 @@
-"""SQuAD's metrics in percent, as its two official evaluation scripts (evaluate-v1.1.py, evaluate-v2.0.py) define them."""
+"""SQuAD's metrics in percent, as its official scripts evaluate-v1.1.py and evaluate-v2.0.py define them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def squad2_metrics(
         metrics[name] = _percent(cut)
         for group, wanted in (("HasAns", True), ("NoAns", False)):
             if wanted in has_answer:
-                metrics[f"{group}_{name}"] = _percent(s for s, has in zip(cut, has_answer, strict=True) if has is wanted)
+                metrics[f"{group}_{name}"] = _percent(
+                    s for s, has in zip(cut, has_answer, strict=True) if has is wanted
+                )
         best, best_threshold = _best_threshold(scores, predicted, null_odds, has_answer)
         metrics |= {f"best_{name}": best, f"best_{name}_thresh": best_threshold}
     return metrics

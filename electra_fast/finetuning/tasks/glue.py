@@ -77,7 +77,7 @@ class Glue(Task):
     def _example(self, row: Row, split: str) -> Example:
         texts = [row.text(column, may_be_blank=self.blank) for column in self.texts]
         example = dict(zip(("text", "text_pair"), texts, strict=False))
-        if split in self.submissions:
+        if split in self.submissions or (split == "predict" and row.has(self.index)):
             example["index"] = row.text(self.index)
         if is_labelled(split) or row.has(self.label):
             example["label"] = self._label(row)

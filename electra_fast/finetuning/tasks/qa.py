@@ -49,7 +49,7 @@ class QuestionAnswering(Task):
     title: ClassVar[str] = "answers from a context (SQuAD 1.1 and 2.0, XQuAD)"
     head: ClassVar[str] = "span"
     metric: ClassVar[str] = "f1"
-    endings: ClassVar[tuple[str, ...]] = (".json",)
+    endings: ClassVar[tuple[str, ...]] = (".json", ".jsonl")
     epochs: ClassVar[float] = 2
 
     max_length: int = 512
@@ -79,9 +79,9 @@ class QuestionAnswering(Task):
         if not path.is_dir():
             raise ValueError(f"{path} is no folder: expected one with {self._expected()}")
         found: dict[str, Path] = {}
-        for file in sorted(path.glob("*.json")):
+        for file in sorted(path.iterdir()):
             split = _split_of(file.stem)
-            if split is None:
+            if split is None or file.suffix not in self.endings:
                 continue
             if split in found:
                 raise ValueError(f"{path} holds {found[split].name} and {file.name}: leave one of them for {split}")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from electra_fast.arguments import shown
+from electra_fast.finetuning.tables import read_rows
 from electra_fast.finetuning.task import Example
 
 
 @dataclass
 class SquadReader:
-    """Reads `{"version", "data": [{"paragraphs": [{"context", "qas": [...]}]}]}`.
+    """Reads `{"version", "data": [{"paragraphs": [{"context", "qas": [...]}]}]}`, or JSON lines.
+
+    A question of "qas" has "id", "question", "answers", a list of {"text", "answer_start"}, and in SQuAD 2.0
+    "is_impossible". A line of .jsonl is such a question with its "context"; its "id" may be left out.
 
     Attributes:
         file: the file, UTF-8.
@@ -26,35 +31,43 @@ class SquadReader:
     is_labelled: bool
     is_training: bool
     search_answers: bool = False
+    _is_version_2: bool = False  # every question must say whether it is impossible
 
     def read(self) -> list[Example]:
         """An example for each question: "id", "question", "context", "answers" and "is_impossible".
 
-        "answers" is a list of {"text", "answer_start"}, absent where the file has none and need not. In training there
-        is one at most, the first.
+        "answers" is a list of {"text", "answer_start"}, absent where the file has none and need not. For training the
+        first is the one that counts, so its place is checked.
 
         Raises:
             ValueError: about the first mistake.
         """
-        content = self._load()
-        self._has_impossible = str(content.get("version", "")).lstrip("v").startswith("2")
         examples: list[Example] = []
         seen: dict[str, str] = {}
+        for question, context, place in self._rows() if self.file.suffix == ".jsonl" else self._questions():
+            example = self._example(question, context, place)
+            if example["id"] in seen:
+                raise self._error(place, f"id {example['id']!r} is also that of {seen[example['id']]}")
+            seen[example["id"]] = place
+            examples.append(example)
+        if not examples:
+            raise ValueError(f"{self.file} holds no question")
+        return examples
+
+    def _rows(self) -> Iterator[tuple[Any, str, str]]:
+        for row in read_rows(self.file):
+            place = f"row {row.number:,}"
+            yield {"id": row.number, **row.values}, self._text(row.values, "context", place), place
+
+    def _questions(self) -> Iterator[tuple[Any, str, str]]:
+        content = self._load()
+        self._is_version_2 = str(content.get("version", "")).removeprefix("v").startswith("2")
         for a, article in enumerate(self._items(content, "data", "the file"), start=1):
             for p, paragraph in enumerate(self._items(article, "paragraphs", f"article {a}"), start=1):
                 place = f"article {a}, paragraph {p}"
                 context = self._text(paragraph, "context", place)
                 for q, question in enumerate(self._items(paragraph, "qas", place), start=1):
-                    example = self._example(question, context, f"{place}, question {q}")
-                    if example["id"] in seen:
-                        raise self._error(
-                            f"{place}, question {q}", f"id {example['id']!r} is also that of {seen[example['id']]}"
-                        )
-                    seen[example["id"]] = f"{place}, question {q}"
-                    examples.append(example)
-        if not examples:
-            raise ValueError(f"{self.file} holds no question")
-        return examples
+                    yield question, context, f"{place}, question {q}"
 
     def _load(self) -> dict[str, Any]:
         try:
@@ -78,7 +91,7 @@ class SquadReader:
         place = f"{place} (id {str(identifier)!r})"
         example = {"id": str(identifier), "question": self._text(question, "question", place), "context": context}
         is_impossible = question.get("is_impossible")
-        if is_impossible is None and self._has_impossible and self.is_labelled:
+        if is_impossible is None and self._is_version_2 and self.is_labelled:
             raise self._error(place, "no 'is_impossible', which a file of version 2 must have")
         if is_impossible is not None and not isinstance(is_impossible, bool):
             raise self._error(place, f"is_impossible must be true or false; got {shown(is_impossible)}")
@@ -89,7 +102,7 @@ class SquadReader:
             if self.is_labelled and not answers and not is_impossible:
                 raise self._error(place, "no answers: expected one at least, or is_impossible: true")
             if self.is_training:
-                answers = [self._placed(answer, context, place) for answer in answers[:1]]
+                answers[:1] = [self._placed(answer, context, place) for answer in answers[:1]]
             example |= {"answers": answers, "is_impossible": not answers}
         return example
 

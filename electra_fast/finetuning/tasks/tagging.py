@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from electra_fast.arguments import nearest, shown
 from electra_fast.finetuning import conll
+from electra_fast.finetuning.iob import OUTSIDE, iob2, iob2_labels, is_span_tag, spans_of
 from electra_fast.finetuning.metrics.tagging import entity_scores, tag_accuracy
 from electra_fast.finetuning.model import label_names
-from electra_fast.finetuning.iob import OUTSIDE, iob2, iob2_labels, is_span_tag, spans_of
 from electra_fast.finetuning.tables import Row, read_rows
 from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task, is_labelled
 from electra_fast.finetuning.words import (
@@ -43,7 +43,8 @@ class Tagging(Task):
     has one, tags are plain classes, such as parts of speech.
 
     Attributes:
-        word: column of the word in a CoNLL file: number from 1 (or from -1 backwards), or name if the first row has them.
+        word: column of the word in a CoNLL file, by number from 1 (or from -1 backwards), or both columns by name if
+            the first row has the names.
         tag: column of the tag; None: the last.
         plain: tags are classes even if they look like those of spans.
     """
