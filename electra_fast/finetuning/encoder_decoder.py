@@ -45,7 +45,7 @@ _ADDED_SPACE = re.compile(f"(?<={_WIDE}) | (?={_WIDE})")
 class EncoderDecoderModel(transformers.EncoderDecoderModel):
     """Same weights, loss and texts as transformers' own, which loads what this saves.
 
-    The loss is the mean over all labels but -100. With labels the decoder has no mask for its padding, which comes last,
+    The loss is the mean over all labels but -100. With labels the decoder has no mask for its padding: it comes last,
     where nothing that counts looks.
     """
 
