@@ -38,7 +38,7 @@ def tokenizer_folder(texts: Path) -> Path:
 
 
 def write_model(name: str, folder: Path, tokenizer_folder: Path, **config: object) -> Path:
-    """A model of two layers with random weights, large enough that errors show, and its tokenizer."""
+    """A model of two layers, always the same, with weights large enough that errors show, and its tokenizer."""
     sizes = {"embedding_size": 24} if name.startswith("Electra") else {}
     made = STOCK[name].config_class(
         vocab_size=80,
@@ -50,7 +50,9 @@ def write_model(name: str, folder: Path, tokenizer_folder: Path, **config: objec
         initializer_range=0.2,
         **(sizes | config),
     )
-    STOCK[name](made).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        STOCK[name](made).save_pretrained(folder)
     for file in tokenizer_folder.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     return folder
