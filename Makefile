@@ -14,8 +14,8 @@ TORCH := torch==2.13.0
 # The Triton of that PyTorch. Its CPU build does not ask for one, so pip would take the newest.
 TRITON := "triton==3.7.1; sys_platform == 'linux'"
 
-# A worker for each core; the tests of one file share its fixtures.
-PARALLEL := -n auto --dist loadfile
+# A worker for each core; the tests of one file share its fixtures. tests/conftest.py puts the files in order.
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 # What is compiled or declares the package: a change in it installs anew. Python files are used where they lie.
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard csrc/*)

@@ -22,10 +22,11 @@ _PUBLIC = {
     "ElectraForMultipleChoice": "electra_fast.models",
     "ElectraForCausalLM": "electra_fast.models",
     "ElectraForJointPreTraining": "electra_fast.models",
+    "FeatureExtractor": "electra_fast.finetuning.features",
     "optimize": "electra_fast.models",
     "patch_transformers": "electra_fast.models",
 }
-_SUBPACKAGES = {"ops", "models", "data", "pretraining"}
+_SUBPACKAGES = {"ops", "models", "data", "pretraining", "finetuning"}
 
 __all__ = ["__version__", *_PUBLIC, *sorted(_SUBPACKAGES)]
 

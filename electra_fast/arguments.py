@@ -113,6 +113,19 @@ def underscored(arguments: Iterable[str]) -> list[str]:
     return result
 
 
+def given_value(arguments: Sequence[str], option: str) -> str | None:
+    """What stands behind `option` (`--task NAME` or `--task=NAME`, the last one), before any parser; None: nothing."""
+    value = None
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if word == "--":
+            break
+        if word == option:
+            value = following
+        elif word.startswith(f"{option}="):
+            value = word.removeprefix(f"{option}=")
+    return value
+
+
 def _plain_words(message: str, shown: dict[str, str]) -> str:
     """jsonargparse's messages in a user's terms; one not known here is passed on. `shown` maps keys to option names."""
     if match := re.match(r"the following arguments are required: (.+)", message):

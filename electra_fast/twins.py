@@ -123,7 +123,7 @@ def read_batches(
         ValueError: the file holds no text, or there is no tokenizer that fits the model.
     """
     lines = read_paragraphs(data)
-    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):  # transformers would make an empty one
+    if not has_tokenizer(folder):
         raise ValueError(
             f"{folder} holds no tokenizer ({' or '.join(_TOKENIZER_FILES)}): put it there, or leave out --data"
         )
@@ -146,6 +146,11 @@ def read_batches(
         )
         batches.append(Batch(encoded["input_ids"], encoded["attention_mask"]))
     return batches
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is one to load; transformers would make an empty one."""
+    return any((folder / file).is_file() for file in _TOKENIZER_FILES)
 
 
 def inputs_of(model: PreTrainedModel, batch: Batch, *, with_mask: bool = True) -> Arguments:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 # Threads that spin while they wait make tests on a shared machine ten times slower; read when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Workers of pytest-xdist share the cores. Tests about threads set a number of their own.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import pytest
 import torch
@@ -26,6 +29,19 @@ collect_ignore = [] if importlib.util.find_spec("jsonargparse") else _OF_THE_COM
 
 def pytest_report_header() -> str | None:
     return f"jsonargparse is not installed; left out: {', '.join(collect_ignore)}" if collect_ignore else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first: one begun last would run while the other workers have nothing left to do."""
+    longest, quickest = ("test_packaging.py", "test_docs.py"), ("data", "ops")
+
+    def order(item: pytest.Item) -> tuple[bool, bool]:
+        inside = (
+            item.path.relative_to(Path(__file__).parent).parts if Path(__file__).parent in item.path.parents else ""
+        )
+        return not inside or inside[0] not in longest, bool(inside) and inside[0] in quickest
+
+    items.sort(key=order)
 
 
 @pytest.fixture

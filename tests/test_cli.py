@@ -16,8 +16,9 @@ import pytest
 
 import electra_fast.pretraining.train as train
 from electra_fast import cli
-from electra_fast.arguments import underscored
+from electra_fast.arguments import ArgumentParser, UsageError, given_value, underscored
 from electra_fast.cli import COMMANDS, main, users_mistake
+from electra_fast.commands import Command, command_parser
 from electra_fast.pretraining.config import ConfigError, PretrainConfig, recipe_names
 from electra_fast.pretraining.config_file import read_config
 from tests.small import SETTINGS as TINY
@@ -175,6 +176,49 @@ def test_option_names_take_dashes_for_underscores() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ("--task a --lr 3", "a"),
+        ("--task=a --task b", "b"),
+        ("--task b --task=", ""),
+        ("x --tasks a -- --task b", None),
+        ("--task", None),
+    ],
+)
+def test_the_value_of_an_option_is_found_before_there_is_a_parser(words: str, value: str | None) -> None:
+    assert given_value(words.split(), "--task") == value
+
+
+def test_a_command_may_have_options_that_depend_on_what_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def add_those_of_the_task(parser: ArgumentParser, given: list[str]) -> None:
+        task = given_value(given, "--task")
+        if task not in (None, "span"):
+            raise UsageError(f"no task {task!r}")
+        if task == "span":
+            parser.add_argument("--max_answer", type=int, default=30, help="of an answer")
+
+    def parser() -> ArgumentParser:
+        made = command_parser("try", "Try", "--task NAME", "--task span")
+        made.add_argument("--task", type=str, metavar="NAME", help="what to try")
+        return made
+
+    command = Command("Try", parser, lambda args, given: seen.append((args.max_answer, given)) or 0)
+    monkeypatch.setitem(cli.COMMANDS, "try", command._replace(more_options=add_those_of_the_task))
+    assert main(["try", "--task", "span", "--max-answer", "7"]) == 0
+    assert seen == [(7, ["--task", "span", "--max-answer", "7"])]
+    assert main(["try", "--task=span", "--help"]) == 0
+    assert "--max_answer INT" in capsys.readouterr().out
+    assert main(["try", "--max_answer", "7"]) == 2
+    assert "unknown option --max_answer" in capsys.readouterr().err
+    assert main(["try", "--task", "spam"]) == 2
+    assert capsys.readouterr().err == "error: no task 'spam'\nOptions: electra-fast try --help\n"
+
+
 def test_command_line_comes_before_file_before_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
@@ -259,7 +303,35 @@ def test_pretrain_writes_models_and_says_where(
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_signals_save_and_say_how_to_go_on(number: int, code: int, prepared: Path, tmp_path: Path) -> None:
+def test_signals_save_and_say_how_to_go_on(
+    number: int,
+    code: int,
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add = train.Window.add
+
+    def signalled(self: train.Window, *args: object, **kwargs: object) -> None:
+        add(self, *args, **kwargs)
+        if self.steps == 2:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(train.Window, "add", signalled)
+    assert main(_pretrain_arguments(prepared, tmp_path / "run", 10**6)) == code
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    _check_says_how_to_go_on(capsys.readouterr().out, number)
+
+
+def _check_says_how_to_go_on(out: str, number: int) -> None:
+    assert f"Stopped by {signal.Signals(number).name}" in out
+    assert "Go on with: electra-fast pretrain --config tiny" in out
+    assert out.rstrip().endswith("--resume")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no POSIX signals")
+def test_a_signal_from_outside_does_the_same(prepared: Path, tmp_path: Path) -> None:
     arguments = _pretrain_arguments(prepared, tmp_path / "run", 10**6, **{"training.log_every": 1})
     process = subprocess.Popen(
         [sys.executable, "-m", "electra_fast.cli", *arguments],
@@ -269,13 +341,11 @@ def test_signals_save_and_say_how_to_go_on(number: int, code: int, prepared: Pat
     deadline = time.monotonic() + 180
     while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=110)
-    assert process.returncode == code, err
+    assert process.returncode == 130, err
     assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
-    assert f"Stopped by {signal.Signals(number).name}" in out
-    assert "Go on with: electra-fast pretrain --config tiny" in out
-    assert out.rstrip().endswith("--resume")
+    _check_says_how_to_go_on(out, signal.SIGINT)
 
 
 def test_tokenizer_refuses_to_replace_what_is_no_tokenizer(prepared: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from electra_fast import cli
 from electra_fast.cli import main
 from electra_fast.data.tokenizer import train_wordpiece
+from tests.pretraining.faults import Machine
 from tests.small import WORDS, folder_bytes, pretrain_arguments, write_small
 
 ROOT = Path(__file__).parents[1]
@@ -275,9 +276,16 @@ def test_a_damaged_model(refused, space: Path) -> None:
     refused(["inspect", "run", "a fox"], "run/discriminator/config.json is damaged")
 
 
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    machine = Machine(tmp_path_factory.mktemp("machine"))
+    yield machine
+    machine.close()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows limits no file's size")
 @pytest.mark.parametrize("command", ["tokenizer", "prepare", "pretrain"])
-def test_no_space_left(command: str, space: Path) -> None:
+def test_no_space_left(command: str, machine: Machine, space: Path) -> None:
     arguments = {
         "tokenizer": ["tokenizer", "text.txt", "--output", "new"],
         "prepare": ["prepare", "big.txt", "--tokenizer", "tokenizer", "--output", "new"],
@@ -286,17 +294,11 @@ def test_no_space_left(command: str, space: Path) -> None:
     (space / "big.txt").write_text((space / "text.txt").read_text() * 10)
     before = folder_bytes(space)
     # A limit of the file size fails in the same calls as a full disk; 3 kB hold settings and metrics, nothing larger.
-    code = (
-        "import resource, sys; from electra_fast.cli import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\nsys.exit(main(sys.argv[1:]))"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=space, env=environment
-    )
-    assert result.returncode == 2, result.stderr
-    assert "File too large: free some space, or choose a folder on another disk" in result.stderr
-    assert result.stderr.count("\n") == 1
+    limit = f"import os, resource, sys\nsys.dont_write_bytecode = True\nos.chdir({str(space)!r})\n"
+    ended = machine.run(arguments, setup=limit + "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))")
+    assert ended.code == 2, ended
+    assert "File too large: free some space, or choose a folder on another disk" in ended.err
+    assert ended.err.count("\n") == 1
     after = folder_bytes(space)
     for log in ("run/metrics.jsonl", "run/config.yaml"):  # a run's own log may have grown
         before.pop(log)

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -60,14 +61,28 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which several builds of the same sources compile them once."""
+    if os.name == "nt":  # MSVC is found without CC and CXX
+        return {}
+    wrapper = [
+        sys.executable,
+        str(ROOT / "tests" / "scripts" / "compile_once.py"),
+        str(tmp_path_factory.mktemp("once")),
+    ]
+    names = ("CC", "CXX")
+    return {name: f"{shlex.join(wrapper)} {os.environ.get(name) or sysconfig.get_config_var(name)}" for name in names}
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, once: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the sdist."""
     folder = tmp_path_factory.mktemp("dist")
     sdist = folder / _build("build_sdist", source, folder)
     with tarfile.open(sdist) as archive:
         archive.extractall(folder / "unpacked", filter="data")
     (unpacked,) = (folder / "unpacked").iterdir()
-    return folder / _build("build_wheel", unpacked, folder)
+    return folder / _build("build_wheel", unpacked, folder, **once)
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +162,9 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert len(compiled) == 1
 
 
-def test_editable_install_works(tmp_path: Path) -> None:
+def test_editable_install_works(once: dict[str, str], tmp_path: Path) -> None:
     copy = _copy(tmp_path)
-    wheel = tmp_path / _build("build_editable", copy, tmp_path)
+    wheel = tmp_path / _build("build_editable", copy, tmp_path, **once)
     seen = _look(_environment(tmp_path / "env", wheel), tmp_path)
     assert Path(seen["file"]) == copy / "electra_fast" / "__init__.py"
     assert Path(seen["kernel"]) == copy / "kernels" / "masking_sampling.py"

@@ -37,6 +37,7 @@ def _commands(place: Path | str) -> Iterator[list[str]]:
     yield ["inspect", run, "--file", text, "--html", os.path.join(place, "page é.html")]
     yield ["verify", run, "--batches", "1", "--max_length", "8"]
     yield ["bench", run, "--rounds", "1", "--batches", "1", "--batch_size", "2"]
+    yield ["features", run, "--input", text, "--output", os.path.join(place, "vecteurs é.npy")]
     yield ["info"]
 
 
@@ -60,14 +61,11 @@ def _session(place: Path | str, capsys: pytest.CaptureFixture[str]) -> list[str]
 def test_absolute_and_relative_from_anywhere_give_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    absolute, below, beside = (_new(tmp_path / name / NAME) for name in ("a", "b", "c"))
+    absolute, beside = (_new(tmp_path / name / NAME) for name in ("a", "b"))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert NAME in "".join(_session(absolute, capsys))
-    monkeypatch.chdir(tmp_path / "b")
-    _session(NAME, capsys)
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    _session(os.path.join("..", "c", NAME), capsys)
+    _session(os.path.join("..", "b", NAME), capsys)  # one below: test_into_a_pipe_that_can_hold_ascii_only
     assert list((tmp_path / "elsewhere").iterdir()) == []
     wanted = (
         "tok é/tokenizer.json",
@@ -75,10 +73,10 @@ def test_absolute_and_relative_from_anywhere_give_the_same_bytes(
         "corpus é/tokens-00000.bin",
         "run é/generator/model.safetensors",
     )
-    made = [folder_bytes(folder) for folder in (absolute, below, beside)]
+    made = [folder_bytes(folder) for folder in (absolute, beside)]
     for file in wanted:
-        assert made[0][file] == made[1][file] == made[2][file], file
-    assert made[0].keys() == made[1].keys() == made[2].keys()
+        assert made[0][file] == made[1][file], file
+    assert made[0].keys() == made[1].keys()
 
 
 def test_a_config_file_and_the_demo(

@@ -1,4 +1,4 @@
-"""transformers shows a progress bar for each checkpoint; around ours, which has its own, they are noise."""
+"""transformers shows a bar and a table of weights for each checkpoint; around our own words they are noise."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ def hidden_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def no_loading_report() -> Iterator[None]:
+    """Within the block transformers' table of weights that are new or unused is not shown, nor its warnings."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

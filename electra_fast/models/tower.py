@@ -49,6 +49,7 @@ def encode(
     stream: int = 0,
     rows: Tensor | None = None,
     embeddings: nn.Module | None = None,
+    states: list[Tensor] | None = None,
 ) -> Tensor:
     """Hidden states [T, H] of flat `input_ids` [T] or `inputs_embeds` [T, E]; those of the tail mean nothing.
 
@@ -61,6 +62,7 @@ def encode(
         rows: int64 [R], the tokens whose hidden states are wanted; the result is [R, H], and the last layer computes no
             others. None: all.
         embeddings: another module's; None: the tower's own.
+        states: receives the hidden states [T, H] that each layer reads.
     """
     if position_ids is None:
         position_ids = flat.packing.padded_index % max(flat.packing.max_seqlen, 1)
@@ -80,6 +82,8 @@ def encode(
     last = len(tower.encoder.layer) - 1
     for index, layer in enumerate(tower.encoder.layer):
         wanted = rows if index == last else None
+        if states is not None:
+            states.append(hidden_states.squeeze(0))
         hidden_states = layer(hidden_states, flat=flat, stream=stream + 1 + 3 * index, rows=wanted)
     return hidden_states.squeeze(0) if rows is None or last >= 0 else hidden_states[0].index_select(0, rows)
 

@@ -1,6 +1,7 @@
 """1,000 damaged config files and 1,000 damaged corpora, 200 of each kind: a clean error or a right result, in time.
 
-What fails is kept in a folder that the failure names, with the seed that makes it again.
+That many in `make test-all`; else 40 of each kind. What fails is kept in a folder that the failure names, with the seed
+that makes it again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from tests.fuzz.mutations import CONFIG_KINDS, FOLDER_KINDS, TEXT_KINDS
 from tests.small import SETTINGS, TEXT, write_small
 
 ROOT = Path(__file__).parents[2]
-COUNT = 200  # of each kind
+ALL = bool(os.environ.get("ELECTRA_FAST_TEST_ALL"))
+COUNT = 200 if ALL else 40  # of each kind
 SECONDS = 60  # for one input; none needs a tenth of a second, and others may want the machine too
 
 
@@ -153,7 +155,7 @@ def test_damaged_configs(kind: str, rng_seed: int, tmp_path: Path) -> None:
         except (Exception, TooSlow) as error:
             _fails(kind, number, rng_seed, path, repr(error))
     print(f"{kind}: {refused} of {COUNT} refused")
-    assert refused > 0
+    assert refused > 0 or not ALL  # most of some kinds is harmless
 
 
 @pytest.mark.parametrize("kind", FOLDER_KINDS)
@@ -178,7 +180,7 @@ def test_damaged_corpora(kind: str, rng_seed: int, small: Path, tmp_path: Path) 
         finally:
             shutil.rmtree(folder)
     print(f"{kind}: {refused} of {COUNT} refused")
-    assert refused > COUNT // 2
+    assert refused > COUNT // 2 or not ALL
 
 
 def _read(folder: Path) -> list[Any]:
@@ -237,13 +239,10 @@ def _check_refusal(content: bytes, message: str, tokenizer: Any) -> None:
 
 @pytest.mark.timeout(900)
 def test_through_the_command(rng_seed: int, small: Path, tmp_path: Path) -> None:
-    """As a user would meet them: two of each kind in `make test-all`, else one each of five kinds drawn anew."""
+    """As a user would meet them: two of each kind in `make test-all`, else one each of three kinds drawn anew."""
     g = np.random.default_rng(rng_seed)
     kinds = list((CONFIG_KINDS | TEXT_KINDS | FOLDER_KINDS).items())
-    if os.environ.get("ELECTRA_FAST_TEST_ALL"):
-        kinds *= 2
-    else:
-        kinds = [kinds[i] for i in g.choice(len(kinds), 5, replace=False)]
+    kinds = kinds * 2 if ALL else [kinds[i] for i in g.choice(len(kinds), 3, replace=False)]
     tiny = yaml.safe_dump(_tiny_config(), sort_keys=False)
     commands: dict[Path, list[str]] = {}
     for number, (kind, damage) in enumerate(kinds):

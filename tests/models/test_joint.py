@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,11 @@ from electra_fast import ElectraConfig, ElectraForJointPreTraining
 from electra_fast.models import initialize_weights
 
 CLS, SEP, MASK, PAD = 2, 3, 4, 0
+SLOW = pytest.mark.skipif(not os.environ.get("ELECTRA_FAST_TEST_ALL"), reason="compiles; set ELECTRA_FAST_TEST_ALL=1")
 
 
 def tiny_configs(
-    *, dropout: float = 0.0, vocab_size: int = 300, **discriminator
+    *, dropout: float = 0.0, vocab_size: int = 300, layers: int = 2, **discriminator
 ) -> tuple[ElectraConfig, ElectraConfig]:
     shared = {
         "vocab_size": vocab_size,
@@ -28,14 +30,14 @@ def tiny_configs(
         "hidden_dropout_prob": dropout,
         "attention_probs_dropout_prob": dropout,
     }
-    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
-    large = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 56}
+    small = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 40}
+    large = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 56}
     return ElectraConfig(**shared, **small), ElectraConfig(**(shared | large | discriminator))
 
 
-def joint_model(*, dropout: float = 0.0, **options) -> ElectraForJointPreTraining:
+def joint_model(*, dropout: float = 0.0, layers: int = 2, **options) -> ElectraForJointPreTraining:
     options = {"mask_token_id": MASK, "never_mask_ids": (CLS, SEP, MASK)} | options
-    model = ElectraForJointPreTraining(*tiny_configs(dropout=dropout), **options)
+    model = ElectraForJointPreTraining(*tiny_configs(dropout=dropout, layers=layers), **options)
     # Larger than the recipe's 0.02, so that every part of the network shows in the losses and gradients.
     initialize_weights(model, std=0.3)
     return model
@@ -299,9 +301,9 @@ def test_checkpoints_load_in_stock_transformers_with_the_same_logits(tmp_path, r
     )
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=SLOW), 0.1])
 def test_compiles_to_one_graph_with_the_same_masks(dropout, rng_seed):
-    model = joint_model(dropout=dropout)
+    model = joint_model(dropout=dropout, layers=1)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     for lengths in ((20, 7, 3), (11, 24, 9)):
         batch = ragged_batch(rng_seed, lengths)
@@ -315,7 +317,7 @@ def test_compiles_to_one_graph_with_the_same_masks(dropout, rng_seed):
 
 
 def test_packed_input_compiles_to_one_graph(rng_seed):
-    model = joint_model(dropout=0.1)
+    model = joint_model(dropout=0.1, layers=1)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     for lengths, max_seqlen in (((20, 7, 3), None), ((11, 24, 9), 24)):
         batch = ragged_batch(rng_seed, lengths)

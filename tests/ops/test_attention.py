@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from electra_fast.ops import random
 from tests.ops import numpy_oracle
 from tests.ops.backends import BACKENDS, KERNELS, Backend, assert_as_accurate, needs_cpp, poison_new_tensors
 
+ALL = os.environ.get("ELECTRA_FAST_TEST_ALL") == "1"
 SEED, STREAM = -(2**62) - 12345, 2**31 - 5
 
 
@@ -350,8 +352,8 @@ def test_autocast_casts_as_sdpa_does(rng_seed):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiled_equals_eager(backend, compiler, rng_seed):
-    if compiler == "inductor" and backend.name != "cpp" and backend.device == "cpu":
-        pytest.skip("once with inductor is enough")
+    if (compiler == "inductor" or not ALL) and backend.name != "cpp" and backend.device == "cpu":
+        pytest.skip("the operator is opaque to the compiler: the others' aot_eager runs under ELECTRA_FAST_TEST_ALL=1")
     p = 0.0 if compiler == "inductor" else 0.2
 
     def call(qkv, cu_seqlens, seed, row_ids, max_seqlen):

@@ -53,6 +53,8 @@ def test_loss_and_gradients_against_float64(backend, rows, vocab_size, width, dt
     d_nll = torch.randn(rows, device=backend.device)
     poison_new_tensors(monkeypatch)
     check_against_float64(backend, x, 0.7, d_nll)
+    if backend.interpreted and rows > 3 and not ALL:
+        return  # many programs once
     check_against_float64(backend, x, -1.3, None)
 
 

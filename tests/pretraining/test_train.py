@@ -200,7 +200,9 @@ def test_step_0_loss_on_real_text(tmp_path, shared_data):
     from electra_fast.pretraining.config_file import read_config
 
     vocab = shared_data("vocab/bert-base-uncased.vocab.txt")
-    prepare([shared_data("pretrain_en/wiki_en.valid.txt")], vocab, tmp_path / "corpus", progress=False)
+    text = shared_data("pretrain_en/wiki_en.valid.txt").read_text(encoding="utf-8")
+    (tmp_path / "text.txt").write_text(text[: text.index("\n\n", 100_000)], encoding="utf-8")
+    prepare([tmp_path / "text.txt"], vocab, tmp_path / "corpus", progress=False)
     corpus = Corpus.open(tmp_path / "corpus")
     batch = BatchLoader(corpus, batch_size=16, max_length=128, seed=0).batch(0)
     expected = 44.98

@@ -1,0 +1,1 @@
+"""Metrics in percent, each by its official definition."""
