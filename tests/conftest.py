@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Threads that spin while they wait make tests on a shared machine ten times slower; read when torch is first imported.
@@ -65,6 +65,16 @@ def shared_data() -> Callable[[str], Path]:
         return folder / name
 
     return find
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Runs leave a stand-in for curves.png: to draw it takes more than half of the time of one of a few steps."""
+    from electra_fast.pretraining import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "plot_curves", lambda _, picture: picture.write_bytes(b"a picture"))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from electra_fast.pretraining.config_file import read_config
 from tests.small import SETTINGS as TINY
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("no_pictures")
 WORDS = [
     "the",
     "a",

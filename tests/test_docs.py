@@ -72,12 +72,14 @@ PAGES = [page for page in [ROOT / READMES[0], *sorted((ROOT / "docs").glob("*.md
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages take for granted: text.txt and a finished runs/demo."""
+    """A folder with what the pages take for granted: text.txt, reviews.csv and a finished runs/demo."""
     folder = tmp_path_factory.mktemp("docs")
     g = np.random.default_rng(3)
     for name, documents in (("text.txt", 120), ("held_out.txt", 30)):
         text = "\n\n".join(" ".join(g.choice(WORDS, g.integers(8, 60))) + "." for _ in range(documents))
         (folder / name).write_text(text + "\n", encoding="utf-8")
+    reviews = [(" ".join(g.choice(WORDS, 6)), name) for name in ("good", "bad") * 12]
+    (folder / "reviews.csv").write_text("\n".join(["text,label", *map(",".join, reviews)]) + "\n", encoding="utf-8")
     demo = folder / "runs" / "demo"
     train_wordpiece([folder / "text.txt"], demo / "tokenizer", vocab_size=120)
     for part, name in (("train", "text.txt"), ("valid", "held_out.txt")):

@@ -23,6 +23,7 @@ from tests.pretraining.faults import Machine
 from tests.small import WORDS, folder_bytes, pretrain_arguments, write_small
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")

@@ -58,6 +58,7 @@ def _session(place: Path | str, capsys: pytest.CaptureFixture[str]) -> list[str]
     return shown
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_absolute_and_relative_from_anywhere_give_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,7 +78,13 @@ class Deployed:
         Args:
             features: dicts with "input_ids" and, where not all 0, "token_type_ids": lists of ints [n], as a tokenizer
                 gives them; of a multiple choice a list for each choice, the same number everywhere.
+
+        Raises:
+            ValueError: a feature holds no token, or more than `manifest.max_length`.
         """
+        for index, feature in enumerate(features):
+            if not len(feature["input_ids"]):
+                raise ValueError(f"feature {index} has no token: give [CLS] and [SEP] at least")
         results: list[Outputs] = [Outputs()] * len(features)
         order = sorted(range(len(features)), key=lambda index: -num_tokens(features[index]))
         for start in range(0, len(order), batch_size):

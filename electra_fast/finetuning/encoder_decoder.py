@@ -43,9 +43,10 @@ _ADDED_SPACE = re.compile(f"(?<={_WIDE}) | (?={_WIDE})")
 
 
 class EncoderDecoderModel(transformers.EncoderDecoderModel):
-    """Same weights and results as transformers' own, which loads what this saves.
+    """Same weights, loss and texts as transformers' own, which loads what this saves.
 
-    The loss is the mean over all labels but -100.
+    The loss is the mean over all labels but -100. With labels the decoder has no mask for its padding: it comes last,
+    where nothing that counts looks.
     """
 
     accepts_loss_kwargs = False  # see electra_fast.models.swap.Swapped

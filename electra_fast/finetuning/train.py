@@ -157,10 +157,12 @@ def prepare(task: Task, model: str, data: Path, config: FinetuneConfig) -> Prepa
 
 
 def _limit_length(task: Task, config: PretrainedConfig) -> None:
-    """`max_length` is at most what the model has positions for."""
+    """`max_length`, and that of what is written, is at most what the model has positions for."""
     if task.max_length < 3:
         raise ValueError(f"max_length must be 3 or more: [CLS], a token and [SEP]; got {task.max_length}")
-    task.max_length = min(task.max_length, config.max_position_embeddings)
+    for name in ("max_length", "max_target_length"):
+        if hasattr(task, name):
+            setattr(task, name, min(getattr(task, name), config.max_position_embeddings))
 
 
 def run_settings(prepared: Prepared, model: str, data: Path, config: FinetuneConfig) -> dict[str, Any]:

@@ -38,19 +38,22 @@ def tokenizer_folder(texts: Path) -> Path:
 
 
 def write_model(name: str, folder: Path, tokenizer_folder: Path, **config: object) -> Path:
-    """A model of two layers with random weights, large enough that errors show, and its tokenizer."""
-    sizes = {"embedding_size": 24} if name.startswith("Electra") else {}
-    made = STOCK[name].config_class(
-        vocab_size=80,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=40,
-        initializer_range=0.2,
-        **(sizes | config),
-    )
-    STOCK[name](made).save_pretrained(folder)
+    """A model of two layers, always the same, with weights large enough that errors show, and its tokenizer."""
+    sizes = {
+        "vocab_size": 80,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 40,
+        "initializer_range": 0.2,
+    }
+    if name.startswith("Electra"):
+        sizes["embedding_size"] = 24
+    made = STOCK[name].config_class(**(sizes | config))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        STOCK[name](made).save_pretrained(folder)
     for file in tokenizer_folder.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     return folder

@@ -98,7 +98,9 @@ def assert_same(call: nn.Module, expected: nn.Module, batch: dict[str, Any], mas
         assert float((a - b).abs().max()) <= GRADIENT * float(b.abs().max()) + ROUNDING * largest
 
 
-@pytest.mark.parametrize("name", some(PACKED_HEADS, "PreTraining", "MaskedLM", "Sequence", "Question", "ElectraModel"))
+@pytest.mark.parametrize(
+    "name", some(PACKED_HEADS, "ElectraForPreTraining", "ElectraForMaskedLM", "ElectraForQuestion", "BertForSeq")
+)
 def test_packed_with_any_number_of_tokens(name, rng_seed):
     """Forward and backward, one graph for every number of tokens that is marked as dynamic."""
     _, fast = models_of(name)
@@ -122,7 +124,7 @@ def test_five_numbers_of_tokens_need_two_graphs(rng_seed):
     assert counter.frame_count <= 2
 
 
-@pytest.mark.parametrize("name", some(HEADS, "MultipleChoice", "LMHead", "Token"))
+@pytest.mark.parametrize("name", some(HEADS, "ElectraForMultipleChoice", "LMHead", "ElectraForToken"))
 def test_padded_without_a_mask(name, rng_seed):
     stock, fast = models_of(name)
     call, counter = compiled(fast)
@@ -165,7 +167,7 @@ def test_inductor(rng_seed):
 
 
 @our_attention()
-@pytest.mark.parametrize("name", ["ElectraForPreTraining", "ElectraForSequenceClassification"])
+@pytest.mark.parametrize("name", some(("ElectraForPreTraining", "ElectraForSequenceClassification"), "PreTraining"))
 def test_dropout_draws_the_same_bits_as_eager_mode(name, rng_seed):
     """For the same torch.manual_seed, call after call, and for each number of tokens."""
     stock, _ = models_of(name, dropout=0.3)

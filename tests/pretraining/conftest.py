@@ -18,6 +18,11 @@ VERBS = ["eats", "sees", "likes", "finds", "wants", "draws", "hears"]
 OBJECTS = ["the red apple", "a small house", "an open door", "the blue sky", "a good book", "the long road"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures(no_pictures: None) -> None:
+    """For all tests of this folder."""
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with `train` and `valid`, 400 and 60 documents of up to eight sentences."""

@@ -20,7 +20,6 @@ from transformers import BertForMaskedLM, BertForPreTraining, BertModel, Electra
 from electra_fast.data.corpus import Corpus
 from electra_fast.data.loader import BatchLoader
 from electra_fast.models import ElectraForJointPreTraining
-from electra_fast.pretraining import train as train_module
 from electra_fast.pretraining.build import build_model
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 from electra_fast.pretraining.config_file import read_config
@@ -39,12 +38,6 @@ SIZES = {
     "max_position_embeddings": 32,
 }
 TIED = ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
-
-
-@pytest.fixture(autouse=True)
-def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves take longer than these runs."""
-    monkeypatch.setattr(train_module, "plot_curves", lambda metrics, target: None)
 
 
 @torch.no_grad()

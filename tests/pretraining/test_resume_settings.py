@@ -7,18 +7,11 @@ import shutil
 import pytest
 
 from electra_fast.cli import main
-from electra_fast.pretraining import train as train_module
 from electra_fast.pretraining.config import ConfigError, PretrainConfig
 from electra_fast.pretraining.config_file import read_config
 from electra_fast.pretraining.train import pretrain
 from tests.pretraining.test_phases import assert_same_end, interrupt_after
 from tests.small import pretrain_arguments
-
-
-@pytest.fixture(autouse=True)
-def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves take longer than these runs."""
-    monkeypatch.setattr(train_module, "plot_curves", lambda metrics, target: None)
 
 
 def test_what_changes_no_bit_may_change(tmp_path, quick_config, monkeypatch):

@@ -15,6 +15,7 @@ from electra_fast.data.corpus import Corpus
 from electra_fast.data.loader import BatchLoader
 from electra_fast.pretraining import train as train_module
 from electra_fast.pretraining.config import TRACKERS, ConfigError
+from electra_fast.pretraining.curves import plot_curves
 from electra_fast.pretraining.metrics import read_metrics
 from electra_fast.pretraining.run_folder import RUN_CONTENT
 from electra_fast.pretraining.train import NonFiniteLoss, build_model, pretrain
@@ -35,18 +36,26 @@ def same_bits(a: Path, b: Path) -> bool:
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_two_runs_of_one_seed_have_the_same_bits_and_another_seed_has_not(tmp_path, quick_config):
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        result = pretrain(quick_config(tmp_path / name, **{"training.seed": seed}), progress=False)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, quick_config):
+    """A run that nothing disturbed."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    result = pretrain(quick_config(output), progress=False)
+    assert (result.step, result.interrupted_by) == (12, None)
+    return output
+
+
+def test_two_runs_of_one_seed_have_the_same_bits_and_another_seed_has_not(tmp_path, quick_config, whole):
+    seed = quick_config(tmp_path).training.seed
+    for name, of_it in (("again", seed), ("other", seed + 1)):
+        result = pretrain(quick_config(tmp_path / name, **{"training.seed": of_it}), progress=False)
         assert (result.step, result.interrupted_by) == (12, None)
-    assert same_bits(tmp_path / "a", tmp_path / "b")
-    assert not same_bits(tmp_path / "a", tmp_path / "c")
+    assert same_bits(whole, tmp_path / "again")
+    assert not same_bits(whole, tmp_path / "other")
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 7])
-def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, quick_config, monkeypatch, stop_after):
-    pretrain(quick_config(tmp_path / "whole"), progress=False)
-
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, quick_config, whole, monkeypatch, stop_after):
     steps = 0
     add = train_module.Window.add
 
@@ -66,16 +75,15 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, quick_config, mon
     result = pretrain(config, resume=True, progress=False)
     assert result.step == 12
     assert steps == 12
-    assert same_bits(tmp_path / "whole", tmp_path / "cut")
+    assert same_bits(whole, tmp_path / "cut")
 
-    whole, cut = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut"))
-    evaluations = [[row for row in rows if row["kind"] == "eval"] for rows in (whole, cut)]
+    rows = [read_metrics(output / "metrics.jsonl") for output in (whole, tmp_path / "cut")]
+    evaluations = [[row for row in of_one if row["kind"] == "eval"] for of_one in rows]
     assert evaluations[0] == evaluations[1]
     assert [row["step"] for row in evaluations[0]] == [6, 12]
 
 
-def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(tmp_path, quick_config, monkeypatch):
-    pretrain(quick_config(tmp_path / "whole"), progress=False)
+def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(tmp_path, quick_config, whole, monkeypatch):
     save = train_module.save_checkpoint
 
     def die_after_saving(folder, step, *args, **options):
@@ -89,7 +97,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(tmp_path
         pretrain(config, progress=False)
     monkeypatch.setattr(train_module, "save_checkpoint", save)
     pretrain(config, resume=True, progress=False)
-    assert same_bits(tmp_path / "whole", tmp_path / "cut")
+    assert same_bits(whole, tmp_path / "cut")
 
 
 def test_sigterm_ends_the_step_saves_and_returns(tmp_path, quick_config, monkeypatch):
@@ -110,7 +118,8 @@ def test_sigterm_ends_the_step_saves_and_returns(tmp_path, quick_config, monkeyp
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_what_a_run_leaves_behind(tmp_path, quick_config, corpus):
+def test_what_a_run_leaves_behind(tmp_path, quick_config, corpus, monkeypatch):
+    monkeypatch.setattr(train_module, "plot_curves", plot_curves)
     output = tmp_path / "my run"
     result = pretrain(quick_config(output), progress=False)
     # The other two are of models that a joint phase does not make.
