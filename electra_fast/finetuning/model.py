@@ -62,6 +62,8 @@ def load_with_head(
         settings.label2id = {label: index for index, label in enumerate(task.labels)}
     elif task.head.partition("/")[0] == "sequence":
         settings.num_labels = 1  # regression
+    elif task.head == "span":
+        settings.num_labels = 2  # start and end, whatever the checkpoint was fine-tuned for before
     torch.manual_seed(seed)
     with patch_transformers(), hidden_progress_bars(), no_loading_report():
         cls = kind.model_class()
