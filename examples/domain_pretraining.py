@@ -85,7 +85,8 @@ def main() -> None:
     corpus = args.output / "corpus"
     prepare([text], tokenizer, corpus, overwrite=True)
     settings |= {"data.train": str(corpus), "output": str(args.output / "pretrained")}
-    pretrain(read_config(config, settings), overwrite=True)
+    if pretrain(read_config(config, settings), overwrite=True).interrupted_by:
+        return
 
     accuracies = {}
     for name in ("random", "pretrained"):
