@@ -38,12 +38,18 @@ def _commands(place: Path | str) -> Iterator[list[str]]:
     yield ["verify", run, "--batches", "1", "--max_length", "8"]
     yield ["bench", run, "--rounds", "1", "--batches", "1", "--batch_size", "2"]
     yield ["features", run, "--input", text, "--output", os.path.join(place, "vecteurs é.npy")]
+    data, tuned = os.path.join(place, "données é.tsv"), os.path.join(place, "affiné é")
+    finetune = ["finetune", "--task", "classification", "--model", run, "--data", data, "--output", tuned]
+    yield [*finetune, "--max_steps", "1", "--dev_fraction", "0.5"]
+    yield ["evaluate", "--model", tuned, "--data", data]
+    yield ["predict", "--model", tuned, "--input", data, "--output", os.path.join(place, "prédit é.jsonl")]
     yield ["info"]
 
 
 def _new(place: Path) -> Path:
     place.mkdir(parents=True)
     (place / "texte é").write_text(TEXT, encoding="utf-8")
+    (place / "données é.tsv").write_text("text\tlabel\n" + "the fox\toui\na dog\tnon é\n" * 4, encoding="utf-8")
     return place
 
 
