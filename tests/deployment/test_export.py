@@ -91,7 +91,7 @@ def test_two_hundred_real_sentences(format: str, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     train_wordpiece([tmp_path / "text.txt"], tmp_path / "tokenizer", vocab_size=1000)
     name = "ElectraForSequenceClassification"
-    sizes = {"vocab_size": 1000, "max_position_embeddings": 128}
+    sizes = {"vocab_size": 1000, "max_position_embeddings": 256}
     model = write_model(name, tmp_path / "model", tmp_path / "tokenizer", **sizes)
     exported = export_model(model, tmp_path / "package", format=format, data=tmp_path / "text.txt")
     assert exported.check.sequences == 200
@@ -109,7 +109,7 @@ def test_accuracy_of_model_and_package(
 ) -> None:
     """Of what the classes really are: half of the labels are what stock transformers says, half the opposite."""
     name = "ElectraForSequenceClassification"
-    stock = write_model(name, tmp_path / "stock", tokenizer_folder)
+    stock = write_model(name, tmp_path / "stock", tokenizer_folder, max_position_embeddings=256)
     tokenizer, model = load_tokenizer(stock), STOCK[name].from_pretrained(stock).eval()
     texts = sentences(20, seed=1)
     with torch.inference_mode():
@@ -118,7 +118,7 @@ def test_accuracy_of_model_and_package(
     rows = "".join(f"{text}\t{label}\n" for text, label in zip(texts, labels, strict=True))
     (tmp_path / "data.tsv").write_text(f"text\tlabel\n{rows}", encoding="utf-8")
     (tmp_path / "run" / "model").mkdir(parents=True)
-    save_finetuned(model, tokenizer, Classification(labels=["no", "yes"], max_length=40), tmp_path / "run" / "model")
+    save_finetuned(model, tokenizer, Classification(labels=["no", "yes"]), tmp_path / "run" / "model")
     options = ["--format", "torch-export", "--data", str(tmp_path / "data.tsv"), "--output", str(tmp_path / "package")]
     assert main(["export", str(tmp_path / "run"), *options]) == 0
     assert "accuracy 50.00 -> 50.00 on 20 examples" in capsys.readouterr().out
