@@ -29,7 +29,21 @@ from electra_fast.pretraining.train import pretrain
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
 FENCE = re.compile(r"(?:^<!-- not run: (.+?) -->\n)?^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-WORDS = [*"abcdefgh", "this", "function", "returns", "takes", "list", "strings", "value", "because", "the", "of", "@", "#"]
+WORDS = [
+    *"abcdefgh",
+    "this",
+    "function",
+    "returns",
+    "takes",
+    "list",
+    "strings",
+    "value",
+    "because",
+    "the",
+    "of",
+    "@",
+    "#",
+]
 SHRUNK = {
     "model.embedding_size": 8,
     "model.hidden_size": 16,

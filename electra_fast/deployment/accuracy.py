@@ -50,4 +50,3 @@ def measure(
         )
     ]
     return Accuracy(task.metric, *scores, len(examples))
-

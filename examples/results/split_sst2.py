@@ -1,4 +1,4 @@
-"""Cut SST-2's training sentences into parts without duplicates: 8,000 to score on, 2,000 to choose settings by, and labels.
+"""Cut SST-2's training sentences into parts without duplicates: 8,000 to score on, 2,000 to choose by, and labels.
 
     python split_sst2.py GLUE/SST-2/train.tsv OUTPUT
 
