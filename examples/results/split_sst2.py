@@ -2,7 +2,7 @@
 
     python split_sst2.py GLUE/SST-2/train.tsv OUTPUT
 
-OUTPUT/choose and OUTPUT/score get the same train.tsv of 8,000 sentences (`--train_examples 1000` takes 1,000 of them), and
+OUTPUT/choose and OUTPUT/score get the same train.tsv of 8,000 sentences (`--train_examples 1000` takes 1,000), and
 each its own dev.tsv: 2,000 and 8,000 others. No sentence is in two of these files.
 """
 
