@@ -20,7 +20,7 @@ def _parser() -> ArgumentParser:
         SUMMARY,
         "--model DIR --input FILE --output FILE.jsonl [OPTIONS]",
         "--model runs/reviews --input new.csv --output predictions.jsonl",
-        "--model runs/reviews --input - --output - < new.jsonl",
+        "--model runs/reviews --input - --output -",
         more="\n\nA line of JSON for each example, in the order of the input; labels in the input are not needed.",
     )
     parser.add_argument("--model", type=str, required=True, metavar="DIR", help="what `finetune` wrote, or its model/")
