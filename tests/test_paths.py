@@ -43,6 +43,7 @@ def _commands(place: Path | str) -> Iterator[list[str]]:
     yield [*finetune, "--max_steps", "1", "--dev_fraction", "0.5"]
     yield ["evaluate", "--model", tuned, "--data", data]
     yield ["predict", "--model", tuned, "--input", data, "--output", os.path.join(place, "prédit é.jsonl")]
+    yield ["explain", tuned, "the lazy zoë 漢字"]
     yield ["info"]
 
 

@@ -18,7 +18,7 @@ def _parser() -> ArgumentParser:
         SUMMARY,
         "MODEL --input FILE --output FILE [OPTIONS]",
         "runs/small --input texts.txt --output texts.npy",
-        "runs/small --input reviews.jsonl --text review --layers -1 -2 --pooling cls --output reviews.parquet",
+        "runs/small --input reviews.jsonl --text review --layers -1 -2 --output reviews.parquet",
         more="\n\nThe input is a text a line, or CSV, TSV or JSONL with a column of texts. In Python:\n"
         "electra_fast.FeatureExtractor, a module that other models train with.",
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 import signal
+import textwrap
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from electra_fast.arguments import ArgumentParser, UsageError
+from electra_fast.arguments import ArgumentParser, UsageError, given_value
 from electra_fast.commands import PROG, Command, command_parser
 
 SUMMARY = "Fine-tune an encoder on a task, and evaluate it"
@@ -26,8 +27,9 @@ def _parser() -> ArgumentParser:
         "--task classification --model runs/small --data reviews.csv --output runs/r5 --seeds 5 --epochs 2",
         "--task classification --model runs/small --data reviews --output runs/reviews --resume",
         "--task classification --model runs/small --data reviews --output runs/searched --search 20",
-        more=f"\n\nTasks: {', '.join(TASKS)}.\n"
-        f"Options of a task: {PROG} finetune --task NAME --help\n"
+        more="\n\n"
+        + textwrap.fill(f"Tasks: {', '.join(TASKS)}.", 98)
+        + f"\nOptions of a task: {PROG} finetune --task NAME --help\n"
         "Ctrl-C and SIGTERM save a checkpoint and stop.",
     )
     parser.add_argument("--task", type=str, required=True, metavar="NAME", help="one of the above, or FILE.py:Class")
@@ -56,7 +58,7 @@ def _parser() -> ArgumentParser:
 def _task_options(parser: ArgumentParser, words: list[str]) -> None:
     from electra_fast.finetuning.task import task_class
 
-    name = _value_of("--task", words)
+    name = given_value(words, "--task")
     if name is None:
         return
     try:
@@ -65,15 +67,6 @@ def _task_options(parser: ArgumentParser, words: list[str]) -> None:
         raise UsageError(str(error)) from error
     parser.add_class_arguments(cls)
     parser.groups[cls.__name__].title = f"the task {name}: {cls.title}"
-
-
-def _value_of(option: str, words: list[str]) -> str | None:
-    for index, word in enumerate(words):
-        if word == option and index + 1 < len(words):
-            return words[index + 1]
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return None
 
 
 def _run(args: Any, given: list[str]) -> int:
