@@ -112,6 +112,7 @@ class FinetuneTrainer(Trainer):
         self._collate: Collate = head.collate if packed or head.padded is None else head.padded
         super().__init__(data_collator=self._batch, eval_dataset=scored.features, **kwargs)
         self.pop_callback(PrinterCallback)
+        self.add_callback(_Seeding)
         # All heads' losses are means, so with accumulation each part's is divided by their number.
         self.model_accepts_loss_kwargs = False
         self.tokens: int | Tensor = 0  # trained on, without padding
@@ -164,6 +165,14 @@ def predict_and_score(
 
 class NotFinite(ValueError):
     """The loss is infinite or not a number."""
+
+
+class _Seeding(TrainerCallback):
+    """Dropout's draws depend on the seed alone, not on whether the Trainer or its caller made the model; a resumed run
+    then takes its checkpoint's state."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        torch.manual_seed(args.seed)
 
 
 class Progress(TrainerCallback):
