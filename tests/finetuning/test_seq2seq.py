@@ -110,19 +110,19 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
 
 
 def test_loss_and_gradients_are_those_of_stock(tmp_path: Path, rng_seed: int) -> None:
-    model = load(write_encoder(tmp_path, rng_seed), Seq2Seq(max_target_length=POSITIONS))
-    stock = stock_twin(model)
+    model = load(write_encoder(tmp_path, rng_seed), Seq2Seq(max_target_length=POSITIONS)).double()
+    stock = stock_twin(model).double()
     batch = collate_pairs(features_of(LENGTHS), make_tokenizer())
     ours = model(**batch)
     with pytest.warns(FutureWarning, match="loss inside the"):
         theirs = stock(**batch)
-    torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-10, atol=1e-10)
     ours.loss.backward()
     theirs.loss.backward()
     expected = {name: parameter.grad for name, parameter in stock.named_parameters()}
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(
-            parameter.grad, expected[name], rtol=1e-3, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+            parameter.grad, expected[name], rtol=1e-7, atol=1e-10, msg=lambda text, n=name: f"{n}: {text}"
         )
 
 
