@@ -83,7 +83,7 @@ def check_commands() -> None:
             ["tokenizer", text, "--output", tokenizer, "--vocab_size", "80"],
             ["prepare", text, "--tokenizer", tokenizer, "--output", corpus],
             ["pretrain", "--config", "tiny", *(f"--{key}={value}" for key, value in settings.items())],
-            ["verify", run, "--batches", "1", "--max_length", "8"],
+            ["verify", run, "--batches", "1", "--max_length", "8", "--seed", "1"],
             ["export", run, "--output", str(Path(name) / "models")],
             ["inspect", run, "the lazy fox"],
         ):
