@@ -47,10 +47,7 @@ class Classification(Task):
         return examples
 
     def fit(self, examples: Sequence[Example]) -> None:
-        if self.labels is None:
-            self.labels = sorted({example["label"] for example in examples})
-        if len(self.labels) < 2:
-            raise ValueError(f"all training texts have the label {self.labels[0]!r}: nothing to learn")
+        self.labels = fit_labels(self.labels, examples)
 
     def encode(
         self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, training: bool
@@ -89,6 +86,18 @@ def read_label(row: Row, column: str, labels: Sequence[str] | None) -> str:
     if labels is not None and label not in labels:
         raise row.error(f"unknown label {label!r}{nearest(label, labels)} (labels: {label_names(labels)})")
     return label
+
+
+def fit_labels(labels: list[str] | None, examples: Sequence[Example]) -> list[str]:
+    """`labels`, or where there are none those of the training examples in alphabetic order.
+
+    Raises:
+        ValueError: there is one only.
+    """
+    labels = sorted({example["label"] for example in examples}) if labels is None else labels
+    if len(labels) < 2:
+        raise ValueError(f"all training texts have the label {labels[0]!r}: nothing to learn")
+    return labels
 
 
 def encode_texts(

@@ -16,7 +16,7 @@ from electra_fast.finetuning.markers import find_markers
 from electra_fast.finetuning.metrics.relation import relation_scores
 from electra_fast.finetuning.tables import Row, read_rows
 from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task, is_labelled
-from electra_fast.finetuning.tasks.classification import decode_class, read_label
+from electra_fast.finetuning.tasks.classification import decode_class, fit_labels, read_label
 
 _PARTS = ("head", "tail")
 
@@ -91,10 +91,7 @@ class Relation(Task):
         return tokens
 
     def fit(self, examples: Sequence[Example]) -> None:
-        if self.labels is None:
-            self.labels = sorted({example["label"] for example in examples})
-        if len(self.labels) < 2:
-            raise ValueError(f"all training texts have the label {self.labels[0]!r}: nothing to learn")
+        self.labels = fit_labels(self.labels, examples)
 
     def encode(
         self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, training: bool
