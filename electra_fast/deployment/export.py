@@ -138,7 +138,7 @@ def _load(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | 
     Raises:
         ValueError: there is none, or one that can't be exported.
     """
-    folder = Path(name) / "model" if (Path(name) / "model" / TASK_FILE).is_file() else find_pretrained(str(name))
+    folder = find_pretrained(str(name))
     if (folder / TASK_FILE).is_file():
         task = load_task(folder)
         if task.head not in HEADS:
@@ -207,6 +207,6 @@ def _versions() -> dict[str, str]:
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
-        except PackageNotFoundError:
+        except PackageNotFoundError:  # of a format that does not need it
             continue
     return versions

@@ -76,9 +76,7 @@ class Explainer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        folder = (
-            find_pretrained(str(path)) if not (Path(path) / "model" / TASK_FILE).is_file() else Path(path) / "model"
-        )
+        folder = find_pretrained(str(path))
         if (folder / TASK_FILE).is_file():
             self.model, self.tokenizer, task = load_finetuned(folder)
             if task.head.partition("/")[0] != "sequence":

@@ -29,13 +29,18 @@ class FineTuned(NamedTuple):
 
 
 def find_pretrained(name: str) -> Path:
-    """The folder of a checkpoint, of a run's discriminator, or of a model in the hub's cache.
+    """The folder of a checkpoint, of a run's discriminator or fine-tuned model, or of a model in the hub's cache.
 
     Raises:
         ValueError: there is none.
     """
     folder = None if Path(name).exists() else find_in_cache(name)
-    return find_checkpoint(Path(name), _ADVICE) if folder is None else folder
+    return find_checkpoint(_of_run(Path(name)), _ADVICE) if folder is None else folder
+
+
+def _of_run(folder: Path) -> Path:
+    """The model of a fine-tuning run; what is none stays as it is."""
+    return folder / "model" if (folder / "model" / TASK_FILE).is_file() else folder
 
 
 def load_with_head(
@@ -132,8 +137,7 @@ def load_finetuned(folder: Path) -> FineTuned:
     Raises:
         ValueError: it holds none, or a damaged one.
     """
-    if not (folder / TASK_FILE).is_file() and (folder / "model" / TASK_FILE).is_file():
-        folder = folder / "model"
+    folder = _of_run(folder)
     task = load_task(folder)
     kind = HEADS[task.head]
     with patch_transformers():
