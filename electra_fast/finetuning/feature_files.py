@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from electra_fast.extras import require
 from electra_fast.files import flush
-from electra_fast.finetuning.features import FeatureExtractor, batches_of
-from electra_fast.finetuning.inference import BATCH_TOKENS
+from electra_fast.finetuning.features import FeatureExtractor
+from electra_fast.finetuning.inference import BATCH_TOKENS, batches_of
 from electra_fast.finetuning.tables import ENDINGS, read_rows
 
 FORMATS = (".npy", ".parquet")

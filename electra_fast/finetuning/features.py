@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -178,18 +178,6 @@ def pool(vectors: Tensor, cu_seqlens: Tensor, how: str) -> Tensor:
     if how == "cls":
         return vectors[cu_seqlens[:-1].long()]
     return torch.segment_reduce(vectors, how, offsets=cu_seqlens.long(), axis=0)
-
-
-def batches_of(lengths: Sequence[int], batch_tokens: int) -> Iterator[slice]:
-    """Consecutive texts of at most `batch_tokens` tokens together, or one text."""
-    start = used = 0
-    for index, length in enumerate(lengths):
-        if index > start and used + length > batch_tokens:
-            yield slice(start, index)
-            start, used = index, 0
-        used += length
-    if start < len(lengths):
-        yield slice(start, len(lengths))
 
 
 def _from_front(layers: Sequence[int], count: int) -> list[int]:

@@ -38,7 +38,9 @@ def infer(
     outputs: list[Output] = []
     try:
         with torch.inference_mode():
-            for batch in _batches([features[index] for index in order], batch_tokens):
+            ordered = [features[index] for index in order]
+            for part in batches_of([num_tokens(feature) for feature in ordered], batch_tokens):
+                batch = ordered[part]
                 unlabelled = [{k: v for k, v in feature.items() if k not in _LABELS} for feature in batch]
                 if kind.run is not None:
                     outputs += kind.run(model, tokenizer, unlabelled)
@@ -89,18 +91,16 @@ def predict_by(
 _LABELS = ("labels", "start_positions", "end_positions")
 
 
-def _batches(features: Sequence[Feature], batch_tokens: int) -> Iterator[list[Feature]]:
-    batch: list[Feature] = []
-    used = 0
-    for feature in features:
-        width = num_tokens(feature)
-        if batch and used + width > batch_tokens:
-            yield batch
-            batch, used = [], 0
-        batch.append(feature)
-        used += width
-    if batch:
-        yield batch
+def batches_of(lengths: Sequence[int], batch_tokens: int) -> Iterator[slice]:
+    """Consecutive texts, or features, of at most `batch_tokens` tokens together, or one text."""
+    start = used = 0
+    for index, length in enumerate(lengths):
+        if index > start and used + length > batch_tokens:
+            yield slice(start, index)
+            start, used = index, 0
+        used += length
+    if start < len(lengths):
+        yield slice(start, len(lengths))
 
 
 def num_tokens(feature: Feature) -> int:

@@ -117,7 +117,6 @@ class FinetuneTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.tokens: int | Tensor = 0  # trained on, without padding
         self.evaluation_seconds = 0.0
-        self.evaluations: list[dict[str, Any]] = []
         self.latest: tuple[int, list[Prediction], dict[str, float]] | None = None
 
     def _batch(self, features: Sequence[Feature]) -> Batch:
@@ -148,7 +147,6 @@ class FinetuneTrainer(Trainer):
         predictions, scores = predict_and_score(self.model, self.tokenizer, self.task, self.scored)
         self.evaluation_seconds += time.perf_counter() - start
         self.latest = self.state.global_step, predictions, scores
-        self.evaluations.append({"step": self.state.global_step, "epoch": self.state.epoch, **scores})
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from electra_fast.cli import main
 from electra_fast.finetuning.config import FinetuneConfig, resolve, size_of
+from electra_fast.finetuning.model import find_pretrained
 from electra_fast.finetuning.task import load_task, task_class
 from electra_fast.finetuning.train import Interrupted, finetune
 from electra_fast.finetuning.trainer import FinetuneTrainer
@@ -71,6 +72,7 @@ def test_a_run_and_what_it_leaves(
     assert not list(output.glob("seeds/*/model"))
 
     # The model of the run is the best seed's, by our commands and in stock transformers.
+    assert find_pretrained(str(output)) == output / "model"  # `--model` takes the run too
     best = output / "seeds" / f"seed-{result['best_seed']}" / "predictions" / "test.jsonl"
     assert (output / "predictions" / "test.jsonl").read_bytes() == best.read_bytes()
     assert main(["evaluate", "--model", str(output), "--data", str(data), "--json"]) == 0
