@@ -2,8 +2,8 @@
 
     python -m benchmarks.finetuning MODEL SST-2 [STEPS]
 
-MODEL is a checkpoint's folder, SST-2 a folder of the task's files. Stock is transformers' class in transformers' Trainer
-on padded batches; both start from the same weights, see the same examples in the same order with the paper's rates by
+MODEL is a checkpoint's folder, SST-2 one of the task's files. Stock is transformers' class in transformers' Trainer on
+padded batches; both start from the same weights, see the same examples in the same order with the paper's rates by
 layer, float32, no dropout. Whole runs follow each other, without loading, tokenizing and evaluation. The result goes to
 benchmarks/results/jobs.
 """
@@ -56,8 +56,9 @@ class Comparison:
         ratios = [clock["ours"] / clock["stock"] for clock in (self.seconds, self.processor_seconds)]
         return (
             f"losses: differ by at most {first[-1]:.2g} over {len(first)} steps, "
-            f"{self.largest_difference[-1]:.2g} over {self.steps}\npredictions: {self.same_predictions} of {self.predictions} the same; accuracy "
-            f"{self.accuracy:.2f}\ntime: ours {self.seconds['ours']:.1f} s, stock {self.seconds['stock']:.1f} s: "
+            f"{self.largest_difference[-1]:.2g} over {self.steps}\n"
+            f"predictions: {self.same_predictions} of {self.predictions} the same; accuracy {self.accuracy:.2f}\n"
+            f"time: ours {self.seconds['ours']:.1f} s, stock {self.seconds['stock']:.1f} s: "
             f"{ratios[0]:.3f} (processor time {ratios[1]:.3f})"
         )
 

@@ -1,4 +1,4 @@
-"""A fine-tuning run is stock's: transformers' class in transformers' Trainer, padded, the rates by layer written out."""
+"""A fine-tuning run gives what transformers' class in its own Trainer gives, padded, the rates by layer written out."""
 
 from __future__ import annotations
 
