@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import random
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import transformers
 
-from tests.small import write_small
+from tests.finetuning.small import write_checkpoint
+from tests.small import WORDS, write_small
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,3 +74,68 @@ def test_domain_pretraining(tmp_path: Path) -> None:
     pattern = r"^Accuracy from random weights (\S+), pretrained on the domain (\S+): ([+-]\S+) points$"
     random_, pretrained, gain = map(float, re.search(pattern, out, re.MULTILINE).groups())
     assert gain == pytest.approx(pretrained - random_, abs=0.11)  # each is rounded
+
+
+def module(script: str) -> ModuleType:
+    """A script of examples/results, whose sizes a test makes smaller."""
+    spec = importlib.util.spec_from_file_location(script, ROOT / "examples" / "results" / f"{script}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def rows(count: int, generator: random.Random) -> list[tuple[str, int]]:
+    """So many different texts with labels, both of them."""
+    texts = [f"{' '.join(generator.choices(WORDS, k=generator.randint(1, 9)))} {index}" for index in range(count)]
+    return [(text, index % 2) for index, text in enumerate(texts)]
+
+
+def test_gain_on_sst2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng_seed: int) -> None:
+    """What is cut, chosen and scored is what the scripts say."""
+    file = tmp_path / "train.tsv"
+    made = rows(60, random.Random(rng_seed))
+    both = [*made, (made[0][0].upper(), made[0][1]), ("odd", 0), ("odd", 1)]  # a repeated one, and one with two labels
+    file.write_text("sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in both), encoding="utf-8")
+    split, sst2 = module("split_sst2"), module("sst2")
+    for name, size in (("TRAIN", 24), ("CHOOSE", 12), ("SCORE", 16)):
+        monkeypatch.setattr(split, name, size)
+    split.main(str(file), str(tmp_path / "sst2"))
+    parts = {
+        path: (tmp_path / "sst2" / path).read_text(encoding="utf-8").splitlines()[1:]
+        for path in ("choose/train.tsv", "choose/dev.tsv", "score/train.tsv", "score/dev.tsv")
+    }
+    assert parts["choose/train.tsv"] == parts["score/train.tsv"]
+    drawn = parts["choose/train.tsv"] + parts["choose/dev.tsv"] + parts["score/dev.tsv"]
+    assert len(drawn) == len(set(drawn)) == 52
+    assert set(drawn) <= {f"{text}\t{label}" for text, label in made}
+
+    monkeypatch.setattr(sst2, "SETTINGS", {16: (1, (1e-3, 1e-2))})
+    output = tmp_path / "runs"
+    options = {"--model": write_checkpoint(tmp_path), "--data": tmp_path / "sst2", "--output": output, "--labels": 16}
+    monkeypatch.setattr("sys.argv", ["sst2.py", *(str(word) for pair in options.items() for word in pair)])
+    sst2.main()
+    result = json.loads((output / "results.json").read_text(encoding="utf-8"))["16"]
+    assert result["chosen_by"][str(result["rate"])] == max(result["chosen_by"].values())
+    run = json.loads((output / "score-16" / "results.json").read_text(encoding="utf-8"))
+    assert run["examples"]["train"] == 16
+    assert run["settings"]["learning_rate"] == result["rate"]
+    assert [seed["seed"] for seed in run["seeds"]] == [100, 101, 102, 103, 104]
+    assert run["summary"]["dev"]["accuracy"] == result["accuracy"]
+
+
+def test_cross_lingual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng_seed: int) -> None:
+    cross = module("cross_lingual")
+    for language, header, order in (("en", "sentence\tlabel", 1), ("zh", "label\ttext_a", -1)):
+        (tmp_path / language).mkdir()
+        for split in ("train", "dev"):
+            lines = ["\t".join((text, str(label))[::order]) for text, label in rows(20, random.Random(rng_seed))]
+            (tmp_path / language / f"{split}.tsv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    options = ["--english", tmp_path / "en", "--chinese", tmp_path / "zh", "--output", tmp_path / "runs", "--seeds", 1]
+    arguments = ["cross_lingual.py", "--model", write_checkpoint(tmp_path), *options]
+    monkeypatch.setattr("sys.argv", list(map(str, arguments)))
+    monkeypatch.setattr(cross, "EXAMPLES", 16)
+    cross.main()
+    scores = json.loads((tmp_path / "runs" / "results.json").read_text(encoding="utf-8"))
+    assert scores.keys() == scores["english"].keys() == {"english", "chinese"}
+    for learned in scores.values():  # both hold the same texts
+        assert learned["english"] == learned["chinese"]
