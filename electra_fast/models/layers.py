@@ -21,6 +21,7 @@ from electra_fast.models.gdes import DeltaEmbedding
 from electra_fast.ops._backends import missing, requested_backend
 from electra_fast.ops._register import is_watched
 from electra_fast.ops.embedding import embedding_layer_norm
+from electra_fast.ops.gelu import bias_gelu_cpp
 from electra_fast.ops.layer_norm import MAX_WIDTH, dropout_add_layer_norm, layer_norm
 from electra_fast.packing import Packing
 
@@ -174,11 +175,15 @@ def _trains_on_cpu(hidden_states: Tensor, training: bool) -> bool:
 
     In training mode also without gradients: reentrant checkpointing runs a layer so first, and must get the same bits.
     """
+    return (training or torch.is_grad_enabled()) and _is_for_cpp(hidden_states)
+
+
+def _is_for_cpp(hidden_states: Tensor) -> bool:
+    """Whether a function in C++ may read and write memory where PyTorch has operators, unseen by anyone."""
     return (
         hidden_states.device.type == "cpu"
         and hidden_states.dtype == torch.float32
         and type(hidden_states) is Tensor
-        and (training or torch.is_grad_enabled())
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and requested_backend() in (None, blocks.BACKEND)
@@ -240,20 +245,21 @@ def _projections(module: nn.Module, hidden_states: Tensor) -> tuple[Tensor, ...]
 
 
 def _intermediate(module: nn.Module, hidden_states: Tensor) -> Tensor:
-    """transformers' Intermediate: a linear layer and its activation; oneDNN does both in one pass where it can."""
+    """transformers' Intermediate: a linear layer and its activation, in inference on a CPU without another pass.
+
+    Not by oneDNN's product with GELU, which keeps a copy of the weights for every number of tokens that it has seen.
+    """
     dense, activation = module.dense, module.intermediate_act_fn
     if (
         torch.is_grad_enabled()
-        or torch.compiler.is_compiling()  # whose compiler makes this choice itself
-        or hidden_states.device.type != "cpu"
-        or hidden_states.dtype != torch.float32
-        or torch.is_autocast_enabled("cpu")
+        or not _is_for_cpp(hidden_states)
         or not _is_gelu(activation)
         or not is_plain(dense, nn.Linear)
-        or not torch.backends.mkldnn.is_available()
+        or dense.bias is None
     ):
         return module(hidden_states)
-    return torch.ops.mkldnn._linear_pointwise(hidden_states, dense.weight, dense.bias, "gelu", [], "none")
+    product = torch.mm(hidden_states.flatten(0, -2), dense.weight.t())
+    return bias_gelu_cpp(product, dense.bias, product).unflatten(0, hidden_states.shape[:-1])
 
 
 def _add_and_norm(

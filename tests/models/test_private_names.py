@@ -6,7 +6,6 @@ import inspect
 
 import pytest
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import nn
 from transformers import BertConfig, ElectraConfig, PreTrainedModel, Trainer, masking_utils, modeling_layers
@@ -234,22 +233,3 @@ def test_private_names_of_torch():
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_modules"):
         assert isinstance(getattr(module, name), dict), name
     assert isinstance(module._parameters, dict)
-
-
-def test_onednn_linear_with_gelu(rng_seed):
-    """PyTorch's, private: its schema, and that it is as near to float64 as the two calls it stands for."""
-    operator = torch.ops.mkldnn._linear_pointwise
-    names = [(argument.name, str(argument.type)) for argument in operator.default._schema.arguments]
-    assert names == [
-        ("X", "Tensor"),
-        ("W", "Tensor"),
-        ("B", "Optional[Tensor]"),
-        ("attr", "str"),
-        ("scalars", "List[Optional[number]]"),
-        ("algorithm", "Optional[str]"),
-    ]
-    x, weight, bias = torch.randn(1, 37, 48), torch.randn(101, 48) / 7, torch.randn(101)
-    truth = F.gelu(F.linear(x.double(), weight.double(), bias.double()))
-    theirs = (F.gelu(F.linear(x, weight, bias)) - truth).abs().max()
-    ours = (operator(x, weight, bias, "gelu", [], "none") - truth).abs().max()
-    assert float(ours) <= 2 * float(theirs) + 1e-7  # a rounding of results around 1
