@@ -10,15 +10,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from electra_fast.arguments import nearest
 from electra_fast.files import write_whole
-from electra_fast.finetuning.tables import ENDINGS
+from electra_fast.finetuning.tables import ENDINGS, Row, object_rows, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,13 +106,40 @@ class Task(ABC):
         endings = self.endings[0] if len(self.endings) == 1 else f"{{{','.join(self.endings)}}}"
         return f"train{endings}, dev{endings}, and test{endings} if there is one"
 
-    @abstractmethod
     def read(self, file: Path, split: str) -> list[Example]:
         """The examples of a file, in its order. Labels may be absent where `is_labelled(split)` is false.
 
         Raises:
             ValueError: about the file and row that is wrong.
         """
+        return self.from_rows(read_rows(file), split)
+
+    def from_rows(self, rows: Iterable[Row], split: str) -> list[Example]:
+        """The examples of a table's rows, or of JSON objects that no file holds. A task has this or `read`.
+
+        Raises:
+            ValueError: about the row that is wrong.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither `read` nor `from_rows`")
+
+    def from_objects(self, objects: Sequence[Any]) -> list[Example]:
+        """Examples to predict, of objects as `predict` takes them in JSON lines.
+
+        Raises:
+            ValueError: about the object that is wrong, as "example 3: text is empty".
+        """
+        rows = object_rows(objects)
+        # The class that says last how data is read.
+        owner = next(cls for cls in type(self).__mro__ if vars(cls).keys() & {"from_rows", "read"})
+        if "from_rows" in vars(owner):
+            return self.from_rows(rows, "predict")
+        with tempfile.TemporaryDirectory() as folder:  # a task that reads files only
+            file = Path(folder) / "examples.jsonl"
+            file.write_text("".join(json.dumps(row.values) + "\n" for row in rows), encoding="utf-8")
+            try:
+                return self.read(file, "predict")
+            except ValueError as error:
+                raise ValueError(str(error).replace(f"{file}, row", "example")) from error
 
     def fit(self, examples: Sequence[Example]) -> None:  # noqa: B027
         """Look at the training examples once, e.g. to set `labels`. Options that were given stay."""
