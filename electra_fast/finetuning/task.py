@@ -29,6 +29,7 @@ Feature = dict[str, Any]  # lists of ints that the model reads, "example" (int),
 Prediction = dict[str, Any]  # what `predict` writes as one line of JSON
 Output = Any  # of one feature: what `Head.outputs` gives
 
+BATCH_TOKENS = 4096  # of a packed batch: more gives no more speed on two cores
 TASK_FILE = "task.json"  # beside a fine-tuned model
 _FORMAT = 1
 # Names of splits in a folder of data: train, dev and test by any of these names.
@@ -182,6 +183,12 @@ class Task(ABC):
         """Write `task.json` into a model's folder."""
         content = {"format": _FORMAT, "task": task_path(type(self)), "head": self.head, "options": asdict(self)}
         write_whole(folder / TASK_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def num_tokens(feature: Feature) -> int:
+    """Tokens of a feature, all choices together."""
+    ids = feature["input_ids"]
+    return sum(map(len, ids)) if isinstance(ids[0], list) else len(ids)
 
 
 def is_labelled(split: str) -> bool:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -23,7 +23,9 @@ from electra_fast.serving.batcher import Batcher, QueueFull, Stopped
 from electra_fast.serving.bodies import Refused, check_head, listed, parse_json, read_body
 from electra_fast.serving.metrics import Metrics
 from electra_fast.serving.page import page_of
-from electra_fast.serving.services import Service
+
+if TYPE_CHECKING:
+    from electra_fast.serving.services import Service
 
 _log = logging.getLogger(__name__)
 _RETRY_AFTER = "1"  # seconds

@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from electra_fast.finetuning.inference import BATCH_TOKENS, num_tokens
-from electra_fast.finetuning.task import Example, Feature, Output
-from electra_fast.serving.services import Service
+from electra_fast.finetuning.task import BATCH_TOKENS, Example, Feature, Output, num_tokens
+
+if TYPE_CHECKING:
+    from electra_fast.serving.services import Service
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from electra_fast import __version__
 from electra_fast.finetuning.task import Task
@@ -15,7 +15,9 @@ from electra_fast.inspection_shades import SHADES, VERDICT
 from electra_fast.page import DARK_TEXT, LIGHT_TEXT, color_rule
 from electra_fast.serving.page_script import SCRIPT
 from electra_fast.serving.page_style import DARK, STYLE
-from electra_fast.serving.services import Service
+
+if TYPE_CHECKING:
+    from electra_fast.serving.services import Service
 
 
 class Page(NamedTuple):

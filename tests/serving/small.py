@@ -9,14 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from electra_fast.finetuning.task import Example, Feature, Output
 from electra_fast.serving.app import Limits, create_app
 from electra_fast.serving.batcher import Batcher
 from electra_fast.serving.metrics import Metrics
 from electra_fast.serving.server import Server, listen
-from electra_fast.serving.services import Service
+
+if TYPE_CHECKING:
+    from electra_fast.serving.services import Service
 
 PATIENCE = 600  # seconds in which the slowest machine does anything that is asked here
 
