@@ -47,7 +47,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--max_length", type=int | None, default=None, help="of vectors: tokens of a text, if not all it takes"
     )
-    parser.add_argument("--batch_tokens", type=int, default=4096, help="of a batch, at most")
+    parser.add_argument("--batch_tokens", type=int, default=2048, help="of a batch, at most")
     parser.add_argument("--max_wait_ms", type=float, default=0.0, help="for more requests, before a batch begins")
     parser.add_argument("--max_body_bytes", type=int, default=2**20, help="of a request; else 413")
     parser.add_argument("--max_examples", type=int, default=256, help="of a request; else 413")
@@ -96,7 +96,8 @@ def _run(args: Any, _: list[str]) -> int:
         on_batch=metrics.batch,
     )
     limits = Limits(args.max_body_bytes, args.max_examples, args.timeout)
-    name = Path(args.model).resolve().name
+    folder = Path(args.model).resolve()
+    name = folder.parent.name if folder.name == "model" else folder.name  # a fine-tuning run's
     app = create_app(services, batcher, metrics, name=name, limits=limits)
     routes = ", ".join(f"/{service.route}" for service in services)
     server = Server(

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _RETRY_AFTER = "1"  # seconds
+_LONG = 2**14  # bytes of a request; to read the examples of longer ones would hold up the other clients
+_LONGEST_MESSAGE = 500  # characters: some quote what was sent
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def _add_service(app: FastAPI, service: Service, batcher: Batcher, limits: Limit
             check_head(request, limits.max_body_bytes)
             body = await read_body(request, max_bytes=limits.max_body_bytes, timeout=limits.timeout)
             items = listed(parse_json(body), service.asks, limits.max_examples)
-            examples = _read(service, items)
+            examples = await _read(service, items, len(body))
             results = await _result(batcher.submit(service, examples, len(body)), request) if examples else []
             return _json({service.answers: results})
         except Refused as error:
@@ -117,7 +120,8 @@ def _add_service(app: FastAPI, service: Service, batcher: Batcher, limits: Limit
             return _json({"error": "the service failed; its log says how, under this id", "id": number}, 500)
 
     schema = {"type": "object", "required": [service.asks], "additionalProperties": False}
-    item = {"type": "string"} if service.asks == "texts" else {"type": "object"}
+    object_ = {"type": "object", "description": "a line of JSON as `electra-fast predict --input -` takes"}
+    item = {"type": "string"} if service.asks == "texts" else object_
     schema["properties"] = {service.asks: {"type": "array", "items": item, "maxItems": limits.max_examples}}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
     app.add_api_route(
@@ -130,11 +134,13 @@ def _add_service(app: FastAPI, service: Service, batcher: Batcher, limits: Limit
     )
 
 
-def _read(service: Service, items: list[Any]) -> list[Any]:
+async def _read(service: Service, items: list[Any], size: int) -> list[Any]:
     try:
+        if size > _LONG:
+            return await anyio.to_thread.run_sync(service.read, items)
         return service.read(items)
     except ValueError as error:
-        raise Refused(422, str(error)) from error
+        raise Refused(422, str(error)[:_LONGEST_MESSAGE]) from error
 
 
 async def _result(future: Future[list[Any]], request: Request) -> list[Any]:

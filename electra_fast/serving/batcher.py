@@ -10,12 +10,14 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from electra_fast.finetuning.task import BATCH_TOKENS, Example, Feature, Output, num_tokens
+from electra_fast.finetuning.task import Example, Feature, Output, num_tokens
 
 if TYPE_CHECKING:
     from electra_fast.serving.services import Service
 
 _log = logging.getLogger(__name__)
+
+BATCH_TOKENS = 2048  # a token costs as much as in larger batches, and the first replies leave earlier
 
 
 class QueueFull(Exception):

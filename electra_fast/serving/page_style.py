@@ -2,7 +2,7 @@
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fffefb;--text:#1d1b18;--soft:#67635a;--line:#dedacf;--field:#fff;--accent:#00695f;
-  --on-accent:#fff;--bar:#bfe3dd;--wrong:#a3231a;--k0:#cfe3fb;--k1:#fbdcb4;--k2:#d3ecc4;--k3:#f3d0e6;--k4:#e2d6f8;
+  --on-accent:#fff;--bar:#00897b;--wrong:#a3231a;--k0:#cfe3fb;--k1:#fbdcb4;--k2:#d3ecc4;--k3:#f3d0e6;--k4:#e2d6f8;
   --k5:#f7e7a1}
 *{box-sizing:border-box}
 body{margin:0 auto;padding:2.5rem 1.25rem 5rem;max-width:44rem;background:var(--page);color:var(--text);
@@ -29,9 +29,11 @@ button[aria-disabled=true]{opacity:.6;cursor:progress}
 table{width:100%;border-collapse:collapse;font-size:.875rem}
 th,td{padding:.25rem .5rem;border-bottom:1px solid var(--line);text-align:left;font-weight:400;vertical-align:top}
 thead th{color:var(--soft)}
-td.figure{width:5rem;text-align:right;font-variant-numeric:tabular-nums}
+thead th:last-child,td.figure{width:7rem;text-align:right;font-variant-numeric:tabular-nums}
 td.bar{width:45%}
-meter{display:block;width:100%;height:1rem}
+meter{display:block;width:100%;height:1.25rem;accent-color:var(--accent)}
+meter::-webkit-meter-optimum-value{background:var(--bar)}
+meter::-moz-meter-bar{background:var(--bar)}
 .best th,.best td{font-weight:700}
 mark{padding:.15em .2em;border-radius:.2em;background:var(--k0);color:inherit}
 mark small{margin-left:.35em;font-size:.7em;font-weight:600}
@@ -46,5 +48,5 @@ pre{overflow:auto;max-height:24rem;padding:.75rem;border:1px solid var(--line);b
 
 DARK = (
     ":root{--page:#17181a;--text:#eceae4;--soft:#a6a196;--line:#3d3b36;--field:#1f2023;--accent:#5ec9ba;--on-accent:#10201d;"
-    "--bar:#1d5c53;--wrong:#ff9a8f;--k0:#1d3f63;--k1:#5d3d12;--k2:#2b4d1c;--k3:#5b2446;--k4:#412f66;--k5:#4d4310}"
+    "--bar:#3fa796;--wrong:#ff9a8f;--k0:#1d3f63;--k1:#5d3d12;--k2:#2b4d1c;--k3:#5b2446;--k4:#412f66;--k5:#4d4310}"
 )

@@ -67,7 +67,7 @@ class Predictions:
     def __init__(self, finetuned: FineTuned) -> None:
         self.model, self.tokenizer, self.task = finetuned
         title = re.sub(r" \([A-Z, ]+\)$", "", self.task.title)  # without the kinds of files
-        self.about = f"{title[:1].upper()}{title[1:]}, for each example: a JSON object as `electra-fast predict` takes."
+        self.about = f"{title[:1].upper()}{title[1:]}."
 
     def read(self, values: Sequence[Any]) -> list[Example]:
         return self.task.from_objects(values)

@@ -94,7 +94,7 @@ def test_grace_has_an_end() -> None:
 
 @posix
 def test_the_command(tmp_path: Path) -> None:
-    model = write_checkpoint(tmp_path / "größe")
+    model = write_checkpoint(tmp_path / "mes données 漢字 (1) 'x' & ñ")
     process, host, port = _start("-m", "electra_fast", "serve", str(model), "--port", "0", "--threads", "1")
     connection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
     connection.request("POST", "/inspect", json.dumps({"texts": ["the fox"]}), {"Content-Type": "application/json"})
