@@ -39,7 +39,8 @@ class Row:
         """The value of `column`, of whatever type the file has. Raises ValueError where there is none."""
         if column not in self.values:
             have = ", ".join(self.values)
-            raise self.error(f"no column {column!r}{nearest(column, self.values)} (columns: {have})")
+            kind = "key" if self.file is None else "column"
+            raise self.error(f"no {kind} {column!r}{nearest(column, self.values)} ({kind}s: {have})")
         return self.values[column]
 
     def has(self, column: str) -> bool:

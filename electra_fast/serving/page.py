@@ -28,11 +28,15 @@ class Page(NamedTuple):
 
 
 class Field(NamedTuple):
-    """A field of the form: it fills `key` of an example; `kind` is text, lines (a list), or json (the example)."""
+    """A field of the form: it fills `key` of an example; `kind` is text, lines (a list), or json (the example).
+
+    An optional one is left out of the example where nothing is in it.
+    """
 
     key: str
     label: str
     kind: str = "text"
+    optional: bool = False
 
 
 def page_of(services: Sequence[Service], *, name: str) -> Page:
@@ -72,8 +76,8 @@ def _form(service: Service) -> str:
     inputs = "\n".join(
         f'<label for="{service.route}-{field.key}">{escape(field.label)}</label>\n'
         f'<textarea id="{service.route}-{field.key}" name="{escape(field.key)}" rows="{_rows(field)}" dir="auto" '
-        f'spellcheck="false"{" required" if number == 0 else ""}></textarea>'
-        for number, field in enumerate(fields)
+        f'spellcheck="false"{"" if field.optional else " required"}></textarea>'
+        for field in fields
     )
     return f"""<section aria-labelledby="{service.route}-title">
 <h2 id="{service.route}-title">{service.route.capitalize()}</h2>
@@ -116,7 +120,7 @@ def _fields_of(task: Task) -> list[Field]:
     if isinstance(task, choice.Choice):
         return [
             Field(options.question, "Question"),
-            Field(options.context, "Context, if there is one"),
+            Field(options.context, "Context, if there is one", optional=True),
             Field(options.choices, "Choices, one a line", "lines"),
         ]
     if isinstance(task, seq2seq.Seq2Seq):

@@ -56,7 +56,7 @@ function inspection(item) {
     paragraph.append(characters.slice(place, tokens[0].start).join(""));
     if (item.cuts.includes(tokens[0].start)) paragraph.append("| ");
     const figures = tokens.map((token) => percent(token.probability)).join(" ");
-    const word = element("span", { className: "w", title: figures, tabIndex: 0 });
+    const word = element("span", { className: "w", tabIndex: paragraph.querySelector(".w") ? -1 : 0 });
     place = tokens[0].start;
     for (const token of tokens) {
       const replaced = token.probability >= VERDICT ? " r" : "";
@@ -66,15 +66,15 @@ function inspection(item) {
       }));
       place = Math.max(place, token.end);
     }
-    word.append(element("span", { className: "hidden", textContent: " " + figures + " " }));
+    word.append(element("span", { className: "figures", textContent: " " + figures + " " }));
     paragraph.append(word);
   }
   paragraph.append(characters.slice(place).join(""));
   const replaced = item.tokens.filter((token) => token.probability >= VERDICT).length;
   const verdict = replaced === 0 ? "No token looks replaced." :
     replaced === 1 ? "One token looks replaced, underlined." : replaced + " tokens look replaced, underlined.";
-  const how = "The stronger the shade, the likelier that a word was replaced. Point at a word, or go there with Tab, " +
-    "for its figures.";
+  const how = "The stronger the shade, the likelier that a word was replaced. For a word's figures point at it, " +
+    "tap it, or go there with the Tab and arrow keys.";
   return [said(verdict), paragraph, element("p", { className: "about", textContent: how })];
 }
 
@@ -132,11 +132,11 @@ function show(item, example) {
 
 function read(form, about) {
   const example = {};
-  for (const { key, kind } of about.fields) {
+  for (const { key, kind, optional } of about.fields) {
     const value = form.elements[key].value;
     if (kind === "json") return JSON.parse(value);
     if (kind === "lines") example[key] = value.split("\n").filter((line) => line.trim());
-    else if (value.trim()) example[key] = value;
+    else if (value.trim() || !optional) example[key] = value;
   }
   return example;
 }
@@ -182,6 +182,18 @@ async function ask(form) {
     button.ariaDisabled = null;
   }
 }
+
+addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  const word = document.activeElement.closest(".w");
+  if (!step || !word || event.altKey || event.ctrlKey || event.metaKey) return;
+  const words = [...word.parentElement.querySelectorAll(".w")];
+  const ahead = getComputedStyle(word).direction === "rtl" ? -step : step;
+  const next = words[words.indexOf(word) + ahead];
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
+});
 
 for (const form of document.forms) {
   form.addEventListener("submit", (event) => {

@@ -39,8 +39,12 @@ mark{padding:.15em .2em;border-radius:.2em;background:var(--k0);color:inherit}
 mark small{margin-left:.35em;font-size:.7em;font-weight:600}
 .k1{background:var(--k1)}.k2{background:var(--k2)}.k3{background:var(--k3)}.k4{background:var(--k4)}.k5{background:var(--k5)}
 .r{text-decoration:underline .12em;text-underline-offset:.2em}
-.w:focus{outline:2px solid;outline-offset:2px}
-.hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
+.w{position:relative;cursor:default}
+.w:hover,.w:focus{outline:2px solid;outline-offset:2px;z-index:1}
+.figures{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap;
+  font:600 .875rem/1.4 system-ui,sans-serif;user-select:none}
+.w:hover .figures,.w:focus .figures{left:0;bottom:calc(100% + .4rem);width:auto;height:auto;padding:.15rem .5rem;
+  clip-path:none;background:var(--text);color:var(--page);border-radius:.25rem;pointer-events:none}
 details{margin-top:1rem;font-size:.875rem}
 pre{overflow:auto;max-height:24rem;padding:.75rem;border:1px solid var(--line);border-radius:.375rem;font-size:.8125rem}
 @media (max-width:30rem){td.bar{display:none}body{padding:1.5rem 1rem 4rem}}
