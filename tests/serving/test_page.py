@@ -117,7 +117,7 @@ SHOWN: dict[str, tuple[Told, dict[str, str], list[str]]] = {
     "an error": (
         Told("classification", {}, labels=["a", "b"]),
         {"text": "   "},
-        ["<p class=\"error\">example 1: no column 'text' (columns: )</p>"],
+        ['<p class="error">example 1: text is empty</p>'],
     ),
 }
 
