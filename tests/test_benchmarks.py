@@ -232,3 +232,16 @@ def test_gpu_script_says_what_is_missing_where_there_is_no_gpu():
     assert "sees no CUDA GPU" in run.stderr
     assert "--dry-run" in run.stderr
     assert subprocess.run([*command, "--fast"], cwd=ROOT, capture_output=True).returncode == 2
+
+
+@pytest.mark.skipif(os.environ.get("ELECTRA_FAST_TEST_ALL") != "1", reason="a minute: set ELECTRA_FAST_TEST_ALL=1")
+def test_the_service_under_load_answers_rightly(tmp_path: Path) -> None:
+    output = tmp_path / "serving.json"
+    command = [sys.executable, "-m", "benchmarks.serving", "--clients", "5", "--seconds", "2", "--count", "40"]
+    run = subprocess.run([*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads(output.read_text(encoding="utf-8"))
+    for name in ("ours", "naive"):
+        (load,) = found[name]
+        assert (load["errors"], load["wrong"], load["lost"]) == (0, 0, 0)
+        assert load["requests"] > 0

@@ -118,7 +118,7 @@ class Background:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         line = self.process.stdout.readline()
-        assert "http://" in line, line
+        assert "http://" in line, "the service did not start: see standard error"
         self.address = {f"http://127.0.0.1:{given}": line[line.index("http://") :].split()[0]}
 
     def with_address(self, code: str) -> str:

@@ -146,7 +146,7 @@ async def _read(service: Service, items: list[Any], size: int) -> list[Any]:
 async def _result(future: Future[list[Any]], request: Request) -> list[Any]:
     """What the batcher makes of a request; cancelled when its client hangs up, which raises ClientDisconnect."""
     result = asyncio.wrap_future(future)
-    gone = asyncio.ensure_future(request.receive())  # after the body there is only this to receive
+    gone = asyncio.ensure_future(_hang_up(request))
     try:
         await asyncio.wait((result, gone), return_when=asyncio.FIRST_COMPLETED)
         if not result.done():
@@ -155,6 +155,11 @@ async def _result(future: Future[list[Any]], request: Request) -> list[Any]:
     finally:
         gone.cancel()
         result.cancel()  # of one that is done: nothing
+
+
+async def _hang_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

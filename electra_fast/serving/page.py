@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from electra_fast import __version__
 from electra_fast.finetuning.task import Task
-from electra_fast.inspection_shades import SHADES, VERDICT
+from electra_fast.inspection_shades import SHADES
 from electra_fast.page import DARK_TEXT, LIGHT_TEXT, color_rule
 from electra_fast.serving.page_script import SCRIPT
 from electra_fast.serving.page_style import DARK, STYLE
@@ -44,7 +44,7 @@ def page_of(services: Sequence[Service], *, name: str) -> Page:
     forms = "\n".join(_form(service) for service in services)
     style = f"{STYLE}{_shades()}\n@media (prefers-color-scheme:dark){{{DARK}{_shades(dark=True)}}}\n"
     policy = (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(SCRIPT)}; connect-src 'self'; "
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(SCRIPT)}; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     html = f"""<!DOCTYPE html>
@@ -74,10 +74,10 @@ def _form(service: Service) -> str:
     about = {"route": service.route, "asks": service.asks, "answers": service.answers}
     about["fields"] = [field._asdict() for field in fields]
     inputs = "\n".join(
-        f'<label for="{service.route}-{field.key}">{escape(field.label)}</label>\n'
-        f'<textarea id="{service.route}-{field.key}" name="{escape(field.key)}" rows="{_rows(field)}" dir="auto" '
+        f'<label for="{service.route}-{number}">{escape(field.label)}</label>\n'
+        f'<textarea id="{service.route}-{number}" name="{escape(field.key)}" rows="{_rows(field)}" dir="auto" '
         f'spellcheck="false"{"" if field.optional else " required"}></textarea>'
-        for field in fields
+        for number, field in enumerate(fields)
     )
     return f"""<section aria-labelledby="{service.route}-title">
 <h2 id="{service.route}-title">{service.route.capitalize()}</h2>
@@ -133,10 +133,6 @@ def _shades(*, dark: bool = False) -> str:
     text = DARK_TEXT if dark else LIGHT_TEXT
     backgrounds = [shade.dark if dark else shade.light for shade in SHADES]
     return "".join(color_rule(f".s{i}", color, text) for i, color in enumerate(backgrounds) if color)
-
-
-SHADE_BOUNDS = [shade.percent / 100 for shade in SHADES]
-assert VERDICT in SHADE_BOUNDS
 
 
 def _hash(content: str) -> str:

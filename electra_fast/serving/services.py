@@ -17,7 +17,7 @@ from electra_fast.finetuning.heads import collate_packed
 from electra_fast.finetuning.inference import infer
 from electra_fast.finetuning.model import FineTuned, find_pretrained
 from electra_fast.finetuning.predict import open_finetuned
-from electra_fast.finetuning.task import TASK_FILE, Example, Feature, Output
+from electra_fast.finetuning.task import TASK_FILE, Example, Feature, Output, num_tokens
 from electra_fast.inspection import TokenizedText, load_discriminator, tokenize
 from electra_fast.twins import choose_device
 
@@ -76,7 +76,7 @@ class Predictions:
         return self.task.encode(examples, self.tokenizer, training=False)
 
     def infer(self, features: Sequence[Feature]) -> list[Output]:
-        return infer(self.model, self.tokenizer, self.task.head, features, batch_tokens=_all(features))
+        return infer(self.model, self.tokenizer, self.task.head, features, batch_tokens=sum(map(num_tokens, features)))
 
     def encode_again(
         self, examples: Sequence[Example], features: Sequence[Feature], outputs: Sequence[Output]
@@ -224,8 +224,3 @@ def open_services(
         extractor = FeatureExtractor(folder, layers=layers, pooling=pooling, max_length=max_length)
         services.append(Vectors(extractor.to(chosen)))
     return services
-
-
-def _all(features: Sequence[Feature]) -> int:
-    """More tokens than any features have, so that they are one batch: the batcher has cut it."""
-    return 2**62 if features else 1

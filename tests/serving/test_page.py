@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 import shutil
 import subprocess
@@ -122,8 +123,13 @@ SHOWN: dict[str, tuple[Told, dict[str, str], list[str]]] = {
 }
 
 
+_MORE = ("classification", "choice", "a task without a form")
+
+
 @pytest.mark.parametrize("case", SHOWN)
 def test_the_page_in_a_browser(case: str, tmp_path: Path) -> None:
+    if case in _MORE and os.environ.get("ELECTRA_FAST_TEST_ALL") != "1":
+        pytest.skip("one of the slower sweeps, a second or two: set ELECTRA_FAST_TEST_ALL=1")
     service, fields, wanted = SHOWN[case]
     with served([service]) as running:
         reply = _visit(running, tmp_path, **fields)
