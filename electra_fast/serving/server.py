@@ -78,12 +78,18 @@ class TimedHead:
 
 
 def _protocol(timeout: float) -> type[asyncio.Protocol]:
+    return type("TimedProtocol", (TimedHead, _parser()), {"head_timeout": timeout})
+
+
+def _parser() -> type[asyncio.Protocol]:
     """uvicorn's protocol by httptools where that is installed, else by h11, which is slower."""
     if importlib.util.find_spec("httptools") is not None:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Protocol
-    else:
-        from uvicorn.protocols.http.h11_impl import H11Protocol as Protocol
-    return type("TimedProtocol", (TimedHead, Protocol), {"head_timeout": timeout})
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+        return HttpToolsProtocol
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    return H11Protocol
 
 
 class Server(uvicorn.Server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -155,8 +156,9 @@ def request_bytes(path: str, value: Any) -> bytes:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """What comes until the other side closes."""
+    """What comes until the other side closes, in whatever way."""
     parts = []
-    while part := connection.recv(2**16):
-        parts.append(part)
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(2**16):
+            parts.append(part)
     return b"".join(parts)

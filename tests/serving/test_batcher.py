@@ -132,6 +132,18 @@ def test_cancelled_requests_are_not_run(echo: Echo) -> None:
     assert batcher.waiting == 0
 
 
+def test_a_wait_for_company_ends(echo: Echo) -> None:
+    short = Batcher(max_wait=0.001)
+    assert short.submit(echo, _texts("a")).result(PATIENCE) == [{"read": ["a"]}]
+    assert short.stop(PATIENCE)
+    long = Batcher(max_wait=PATIENCE)
+    waiting = long.submit(echo, _texts("b"))
+    assert long.stop(PATIENCE)
+    with pytest.raises(Stopped):
+        waiting.result(PATIENCE)
+    assert echo.batches == [["a"]]
+
+
 def test_stopping_fails_what_waits(echo: Echo) -> None:
     batcher = Batcher()
     first = _hold(echo, batcher)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from electra_fast.cli import main
+from electra_fast.commands import serve as command
 from electra_fast.serving.server import listen, url_of
 from tests.finetuning.small import write_checkpoint
 from tests.serving.small import PATIENCE, read_all, request_bytes, wait_until
@@ -97,18 +101,38 @@ def test_grace_has_an_end() -> None:
 
 
 @posix
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, whose first thread must wait: another asks, and sends the signal."""
     model = write_checkpoint(tmp_path / "mes données 漢字 (1) 'x' & ñ")
-    process, host, port = _start("-m", "electra_fast", "serve", str(model), "--port", "0", "--threads", "1")
-    connection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
-    connection.request("POST", "/inspect", json.dumps({"texts": ["the fox"]}), {"Content-Type": "application/json"})
-    reply = connection.getresponse()
-    (found,) = json.loads(reply.read())["inspections"]
-    assert (reply.status, [token["token"] for token in found["tokens"]]) == (200, ["the", "f", "##ox"])
-    process.send_signal(signal.SIGTERM)  # a connection is still open, without a request
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, output[-6:]) == (0, "ended\n")
-    connection.close()
+    said: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(command, "print", lambda line, **_: said.put(line), raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    replies = []
+
+    def ask() -> None:
+        host, _, port = said.get(timeout=PATIENCE).partition("http://")[2].split()[0].partition(":")
+        try:
+            connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+            body = json.dumps({"texts": ["the fox"]})
+            connection.request("POST", "/inspect", body, {"Content-Type": "application/json"})
+            replies.append(json.loads(connection.getresponse().read()))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # while a connection is open, without a request
+        said.put(str(connection.sock.recv(1)))
+        connection.close()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    threads, before = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["serve", str(model), "--port", "0", "--threads", "1", "--device", "cpu"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    thread.join(PATIENCE)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert sorted([said.get(), said.get()]) == ["b''", "ended"]
+    ((found,),) = (reply["inspections"] for reply in replies)
+    assert [token["token"] for token in found["tokens"]] == ["the", "f", "##ox"]
 
 
 def test_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
