@@ -4,7 +4,8 @@
 
 Stock reads batches of 32 in the file's order, each padded to its longest text. The package's runner groups texts of
 like length, which is its own affair; both give results in the file's order. Rounds alternate; the medians are shown, of
-wall time and of processor time, which other programs on the machine disturb less.
+wall time and of processor time, which other programs on the machine disturb less. The result goes to
+benchmarks/results/jobs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.jobs import write_result
 from electra_fast.data.tokenizer import load_tokenizer
 from electra_fast.deployment import load
 from electra_fast.deployment.padding import Feature, pad
@@ -29,8 +31,8 @@ BATCH_SIZE = 32
 ROUNDS = 5
 
 
-def compare(model: str, package: str, file: Path, rounds: int = ROUNDS) -> str:
-    """What is printed, a line a reader: times, ratios, and how often both name the same class."""
+def compare(model: str, package: str, file: Path, rounds: int = ROUNDS) -> dict[str, object]:
+    """Print times, ratios, and how often both name the same class; the same as values."""
     stock, folder = load_stock(model)
     deployed = load(package, threads=torch.get_num_threads())
     encoded = load_tokenizer(folder)(_texts(file), truncation=True, max_length=128)
@@ -52,12 +54,17 @@ def compare(model: str, package: str, file: Path, rounds: int = ROUNDS) -> str:
                 seconds[name].append(taken)
     agreement = (logits["stock"].argmax(-1) == logits["package"].argmax(-1)).mean()
     lines = [f"{len(features):,} texts of {file}, {torch.get_num_threads()} threads, medians of {rounds} rounds"]
+    result: dict[str, object] = {"texts": len(features), "threads": torch.get_num_threads(), "rounds": rounds}
     for index, clock in enumerate(("wall", "processor")):
-        stock_s, package_s = (statistics.median(row[index] for row in seconds[name]) for name in seconds)
+        medians = {name: statistics.median(row[index] for row in seconds[name]) for name in seconds}
+        ratio = medians["stock"] / medians["package"]
         lines.append(
-            f"{clock}: stock {stock_s:.2f} s, package {package_s:.2f} s: {stock_s / package_s:.2f} times as fast"
+            f"{clock}: stock {medians['stock']:.2f} s, package {medians['package']:.2f} s: {ratio:.2f} times as fast"
         )
-    return "\n".join([*lines, f"same class: {agreement:.2%}"])
+        result[f"{clock}_seconds"] = medians
+    print("\n".join([*lines, f"same class: {agreement:.2%}"]))
+    size = f"{stock.config.num_hidden_layers} layers of {stock.config.hidden_size}"
+    return result | {"model": size, "package": deployed.manifest.kind, "same_class": float(agreement)}
 
 
 def _texts(file: Path) -> list[str]:
@@ -84,4 +91,5 @@ def _timed(run: Callable[[], np.ndarray]) -> tuple[tuple[float, float], np.ndarr
 
 if __name__ == "__main__":
     model, package, file = sys.argv[1:]
-    print(compare(model, package, Path(file)))
+    result = compare(model, package, Path(file))
+    print(write_result(f"exported-{result['package']}", "python -m benchmarks.exported MODEL PACKAGE FILE", result))

@@ -19,7 +19,7 @@ import electra_fast
 from electra_fast.data.corpus import CorpusMeta
 from electra_fast.files import write_whole
 from electra_fast.models import ElectraForJointPreTraining
-from electra_fast.pretraining.config import PretrainConfig
+from electra_fast.pretraining.config import InitConfig, PretrainConfig
 from electra_fast.pretraining.metrics import read_metrics
 
 CARD_FILE = "README.md"
@@ -171,12 +171,18 @@ def _about(facts: Facts) -> str:
     return "\n".join(["", *_training(facts), "", *_data(facts), "", *_results(facts), "", *_UNKNOWN, ""])
 
 
+def _start(init: InitConfig) -> str:
+    if init.is_given:
+        return f"weights of other models, sha256 {init.sha256}"
+    return "random weights" if init.embeddings == "random" else "random weights, word embeddings from co-occurrences"
+
+
 def _training(facts: Facts) -> list[str]:
     config, sizes = facts.config, facts.model.discriminator.config
     objective, optimizer = config.objective, config.optimizer
     rows = {
         "objective": _objectives(config),
-        "start": f"weights of other models, sha256 {config.init.sha256}" if config.init.is_given else "random weights",
+        "start": _start(config.init),
         "updates": f"{facts.step:,}",
         "batch": _batch(config),
         "discriminator": _size(sizes),

@@ -170,6 +170,7 @@ def _filled(section: Section, values: Mapping[str, Any]) -> Section:
 
 POSITIONS = ("repeat", "interpolate", "fresh")
 NEW_TOKENS = ("pieces", "mean", "random")
+EMBEDDINGS = ("random", "cooccurrence")
 
 
 @dataclass
@@ -187,6 +188,9 @@ class InitConfig:
         new_tokens: a token that the checkpoint's vocabulary lacks starts as the mean of the pieces that its tokenizer
             cuts the token into (pieces), as the mean of all tokens (mean), or normally distributed like them (random).
         sha256: content hash that the weights must have; null: any. The run's config.yaml says which they had.
+        embeddings: word embeddings of a run without a checkpoint are drawn at random (random), or start from counts of
+            which tokens stand near which in the training data (cooccurrence; needs electra-fast[finetune]), which takes
+            a minute for 30 million tokens and pays in runs of minutes.
     """
 
     run: str | None = None
@@ -195,6 +199,7 @@ class InitConfig:
     positions: str = "repeat"
     new_tokens: str = "pieces"
     sha256: str | None = None
+    embeddings: str = "random"
 
     def __post_init__(self) -> None:
         for name in ("run", "discriminator", "generator"):
@@ -206,6 +211,9 @@ class InitConfig:
         _check(self.new_tokens in NEW_TOKENS, "init.new_tokens", self.new_tokens, _one_of(NEW_TOKENS))
         known = self.sha256 is None or re.fullmatch("[0-9a-f]{64}", self.sha256) is not None
         _check(known, "init.sha256", self.sha256, "64 hexadecimal digits, or null")
+        _check(self.embeddings in EMBEDDINGS, "init.embeddings", self.embeddings, _one_of(EMBEDDINGS))
+        fits = self.embeddings == "random" or not self.is_given
+        _check(fits, "init.embeddings", self.embeddings, "random where a checkpoint has embeddings")
 
     @property
     def is_given(self) -> bool:

@@ -6,7 +6,7 @@ interpolated.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from electra_fast.models.joint import TIED_EMBEDDINGS, ElectraForJointPreTrainin
 from electra_fast.models.positions import resized_table
 from electra_fast.models.tower_files import PROJECTION, PROJECTION_BIAS, WORD_EMBEDDINGS, TowerFiles, read_tensors
 from electra_fast.pretraining.config import ConfigError, InitConfig, PretrainConfig
+from electra_fast.pretraining.cooccurrence import start_embeddings
 from electra_fast.pretraining.distributed import Ranks
 from electra_fast.pretraining.rows import VocabularyRows
 from electra_fast.pretraining.sources import ROLES, Sources
@@ -27,22 +28,36 @@ from electra_fast.pretraining.sources import ROLES, Sources
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from electra_fast.data.corpus import Corpus
+
 _EMBEDDINGS = tuple(f"electra.embeddings.{name}." for name in TIED_EMBEDDINGS)
 _POSITIONS = "electra.embeddings.position_embeddings.weight"
 
 
 def start_model(
-    model: ElectraForJointPreTraining, config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, ranks: Ranks
+    model: ElectraForJointPreTraining,
+    config: PretrainConfig,
+    corpora: Sequence[Corpus],
+    tokenizer: PreTrainedTokenizerFast,
+    ranks: Ranks,
 ) -> tuple[PretrainConfig, list[str]]:
-    """`initialize` by rank 0, whose weights all ranks get: the config with their hash, and what to print."""
+    """What `config.init` asks for, by rank 0, whose weights all ranks get: the config with their hash, what to print.
+
+    A model that starts from no checkpoint and no counts stays as it was drawn.
+    """
+    init, seed = config.init, config.training.seed
 
     def start() -> tuple[str | None, list[str]]:
-        init, lines = initialize(model, config.init, tokenizer, seed=config.training.seed)
-        return init.sha256, lines
+        if init.is_given:
+            found, lines = initialize(model, init, tokenizer, seed=seed)
+            return found.sha256, lines
+        return None, start_embeddings(model, corpora, seed=seed)
 
+    if not init.is_given and init.embeddings == "random":
+        return config, []
     sha256, lines = ranks.from_first(start)
     ranks.spread(parameter.data for parameter in model.parameters())
-    return replace(config, init=replace(config.init, sha256=sha256)), lines
+    return replace(config, init=replace(init, sha256=sha256)), lines
 
 
 @torch.no_grad()

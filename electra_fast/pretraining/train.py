@@ -118,8 +118,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks, *, resume: bool, overwrite: 
     torch.manual_seed(settings.seed)
     model = build_model(config, loader.corpora[0].meta)
     started: list[str] = []
-    if config.init.is_given and ranks.from_first(lambda: not (goes_on and list_checkpoints(output / "checkpoints"))):
-        config, started = start_model(model, config, tokenizer, ranks)
+    if ranks.from_first(lambda: not (goes_on and list_checkpoints(output / "checkpoints"))):
+        config, started = start_model(model, config, loader.corpora, tokenizer, ranks)
     model = model.to(device).train()
     if settings.activation_checkpointing:
         checkpoint_activations(model)

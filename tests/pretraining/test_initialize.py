@@ -81,7 +81,7 @@ def started(
     opened = Corpus.open(corpus / train)
     torch.manual_seed(config.training.seed)
     model = build_model(config, opened.meta)
-    config, lines = start_model(model, config, opened.load_tokenizer(), Ranks(torch.device("cpu")))
+    config, lines = start_model(model, config, [opened], opened.load_tokenizer(), Ranks(torch.device("cpu")))
     return model.eval(), lines, config
 
 
