@@ -110,7 +110,7 @@ def save(path: Path, folder: Path) -> Path:
 def newest(folder: Path) -> list[Result]:
     """The newest result of each device, CPUs first."""
     results = {}
-    for result in sorted((Result.read(path) for path in folder.glob("c*-*.json")), key=lambda result: result.datetime):
+    for result in sorted((Result.read(path) for path in folder.glob("*.json")), key=lambda result: result.datetime):
         results[result.slug] = result
     return sorted(results.values(), key=lambda result: result.slug)
 

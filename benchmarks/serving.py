@@ -25,11 +25,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.jobs import write_result
 from electra_fast.finetuning.predict import open_finetuned, predict_examples
 from electra_fast.finetuning.tables import read_rows
-from electra_fast.info import collect
 
-RESULTS = Path(__file__).parent / "results" / "serving.json"
 TOLERANCE = 1e-5
 ASKED = 3.0  # times the naive service's throughput
 _WARM_UP = 0.2  # of the seconds; memory is measured from there on
@@ -246,6 +245,11 @@ def _line(name: str, load: Load) -> str:
     )
 
 
+def _unplaced(word: str) -> str:
+    """An argument without the folders of this machine."""
+    return Path(word).name if "/" in word else word
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("model", nargs="?", type=Path, metavar="MODEL")
@@ -256,7 +260,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of made-up texts")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FILE")
     parser.add_argument("--naive", type=str, metavar="FOLDER", help="run the naive service (for this program itself)")
     options = parser.parse_args(arguments)
     if options.naive is not None:
@@ -269,24 +272,17 @@ def main(arguments: list[str] | None = None) -> int:
         source = options.texts.name
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or write_small(Path(folder), texts)
-        info, load_before = collect(), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         figures = compare(model, texts, clients=options.clients, seconds=options.seconds, rounds=options.rounds)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    content = {
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": os.environ.get("ELECTRA_FAST_COMMIT") or commit.stdout.strip(),
-        "devices": info.devices,
-        "versions": info.versions,
-        "load": load_before,
+    words = statistics.mean(len(text.split()) for text in texts)
+    values = {
         "model": "ELECTRA-small, random weights" if options.model is None else options.model.resolve().name,
-        "texts": {"count": len(texts), "source": source, "words": statistics.mean(len(t.split()) for t in texts)},
+        "texts": {"count": len(texts), "source": source, "words": round(words, 1)},
         "clients": options.clients,
         "seconds": options.seconds,
         **figures,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(options.output)
+    given = sys.argv[1:] if arguments is None else arguments
+    print(write_result("serving", " ".join(["python -m benchmarks.serving", *map(_unplaced, given)]), values))
     bad = sum(each[key] for name in ("ours", "naive") for each in figures[name] for key in ("errors", "wrong", "lost"))
     return 1 if bad else 0
 
