@@ -34,6 +34,7 @@ from electra_fast.commands import (
     prepare,
     pretrain,
     runs,
+    serve,
     tokenizer,
     verify,
 )
@@ -53,6 +54,7 @@ COMMANDS = {
     "predict": predict.COMMAND,
     "features": features.COMMAND,
     "explain": explain.COMMAND,
+    "serve": serve.COMMAND,
     "verify": verify.COMMAND,
     "bench": bench.COMMAND,
     "convert": convert.COMMAND,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from electra_fast.checkpoints import find_checkpoint, load_model, read_architectures
 from electra_fast.data.documents import check_inputs, read_documents
@@ -14,6 +14,9 @@ from electra_fast.inspection_shades import SHADES, VERDICT, printable, shade_ind
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+    from electra_fast.models import ElectraForPreTraining
 
 CUT_NOTE = (
     "Texts longer than the model's position table were read in parts, cut between sentences or words where there is "
@@ -81,6 +84,61 @@ def read_paragraphs(path: str | Path) -> list[str]:
     return paragraphs
 
 
+@dataclass(frozen=True)
+class TokenizedText:
+    """A text's tokens, and the sequences in which a model reads them: one, or several of a long text.
+
+    Args:
+        ids: of the tokens, without [CLS] and [SEP].
+        offsets, word_ids: of each token, as in `InspectedText`.
+        parts: the tokens [first, last) of each sequence; none of an empty text.
+    """
+
+    text: str
+    tokens: list[str]
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    word_ids: tuple[int | None, ...]
+    parts: list[tuple[int, int]]
+
+    def sequences(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        """`[CLS] part [SEP]` as ids, for each part."""
+        return [[tokenizer.cls_token_id, *self.ids[first:last], tokenizer.sep_token_id] for first, last in self.parts]
+
+    def inspected(self, probabilities: list[float]) -> InspectedText:
+        """With the probability of each token."""
+        cuts = tuple(self.offsets[first][0] for first, _ in self.parts[1:])
+        return InspectedText(self.text, self.tokens, probabilities, self.offsets, cuts, self.word_ids)
+
+
+def tokenize(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedText:
+    """A text in sequences of at most `max_length` tokens, cut as `inspect_text` says."""
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids = encoding["input_ids"]
+    offsets, word_ids = _without_spaces(text, encoding["offset_mapping"], encoding.word_ids())
+    parts = list(_parts(text, offsets, word_ids, max_length - 2))
+    return TokenizedText(text, tokenizer.convert_ids_to_tokens(ids), ids, offsets, tuple(word_ids), parts)
+
+
+def load_discriminator(
+    model_folder: str | Path,
+) -> tuple[ElectraForPreTraining, PreTrainedTokenizerBase]:
+    """A discriminator with its tokenizer. Raises ValueError: the folder holds none, or a damaged one."""
+    folder = _discriminator_folder(Path(model_folder))
+
+    from electra_fast.data.tokenizer import load_tokenizer
+    from electra_fast.models import ElectraForPreTraining
+
+    tokenizer = load_tokenizer(folder)
+    model = load_model(ElectraForPreTraining, folder)
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {len(tokenizer)} entries and the model {model.config.vocab_size}: "
+            "put the tokenizer there that the model was trained with"
+        )
+    return model, tokenizer
+
+
 def inspect_text(model_folder: str | Path, texts: Sequence[str], *, show_progress: bool = False) -> list[InspectedText]:
     """Ask a discriminator about every token of `texts`.
 
@@ -96,7 +154,7 @@ def inspect_text(model_folder: str | Path, texts: Sequence[str], *, show_progres
     Raises:
         ValueError: the folder holds no discriminator, or a text is not valid Unicode.
     """
-    folder = _discriminator_folder(Path(model_folder))
+    _discriminator_folder(Path(model_folder))
     for text in texts:
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"the text that starts {text[:40]!r} holds bytes that are not UTF-8: give it as UTF-8")
@@ -104,16 +162,7 @@ def inspect_text(model_folder: str | Path, texts: Sequence[str], *, show_progres
     from rich.console import Console
     from rich.progress import track
 
-    from electra_fast.data.tokenizer import load_tokenizer
-    from electra_fast.models import ElectraForPreTraining
-
-    tokenizer = load_tokenizer(folder)
-    model = load_model(ElectraForPreTraining, folder)
-    if len(tokenizer) > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer in {folder} has {len(tokenizer)} entries and the model {model.config.vocab_size}: "
-            "put the tokenizer there that the model was trained with"
-        )
+    model, tokenizer = load_discriminator(model_folder)
     bar = {"console": Console(stderr=True), "transient": True, "disable": not show_progress}
     return [_inspect(text, tokenizer, model) for text in track(texts, "Reading", **bar)]
 
@@ -138,21 +187,15 @@ def render(inspected: Sequence[InspectedText], *, console: Console | None = None
         console.print(CUT_NOTE, style="dim", markup=False)
 
 
-def _inspect(text: str, tokenizer: Any, model: Any) -> InspectedText:
+def _inspect(text: str, tokenizer: PreTrainedTokenizerBase, model: ElectraForPreTraining) -> InspectedText:
     import torch
 
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids = encoding["input_ids"]
-    offsets, word_ids = _without_spaces(text, encoding["offset_mapping"], encoding.word_ids())
-    probabilities, first_tokens = [], []
-    for first, last in _parts(text, offsets, word_ids, model.config.max_position_embeddings - 2):
-        sequence = [tokenizer.cls_token_id, *ids[first:last], tokenizer.sep_token_id]
+    tokenized = tokenize(text, tokenizer, model.config.max_position_embeddings)
+    probabilities: list[float] = []
+    for sequence in tokenized.sequences(tokenizer):
         with torch.inference_mode():
             probabilities += model(torch.tensor([sequence])).logits[0, 1:-1].sigmoid().tolist()
-        first_tokens.append(first)
-    tokens = tokenizer.convert_ids_to_tokens(ids)
-    cuts = tuple(offsets[i][0] for i in first_tokens[1:])
-    return InspectedText(text, tokens, probabilities, offsets, cuts, tuple(word_ids))
+    return tokenized.inspected(probabilities)
 
 
 def _without_spaces(

@@ -22,7 +22,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A machine with a GPU may lack the command line's libraries: what needs them is then left out.
-_OF_THE_COMMAND_LINE = ["fuzz", "pretraining", *(f"test_{name}.py" for name in ("cli", "demo", "docs", "errors"))]
+_OF_THE_COMMAND_LINE = [
+    "fuzz",
+    "pretraining",
+    "serving",
+    *(f"test_{name}.py" for name in ("cli", "demo", "docs", "errors")),
+]
 _OF_THE_COMMAND_LINE += [f"test_{name}.py" for name in ("bench", "info", "inspect", "paths", "security", "verify")]
 collect_ignore = [] if importlib.util.find_spec("jsonargparse") else _OF_THE_COMMAND_LINE
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import inputs, report, timing
+from benchmarks import inputs, report, serving, timing
 from benchmarks.rows import Row, format_table
 
 ROOT = Path(__file__).parents[1]
@@ -232,3 +232,13 @@ def test_gpu_script_says_what_is_missing_where_there_is_no_gpu():
     assert "sees no CUDA GPU" in run.stderr
     assert "--dry-run" in run.stderr
     assert subprocess.run([*command, "--fast"], cwd=ROOT, capture_output=True).returncode == 2
+
+
+@pytest.mark.skipif(os.environ.get("ELECTRA_FAST_TEST_ALL") != "1", reason="a minute: set ELECTRA_FAST_TEST_ALL=1")
+def test_the_service_under_load_answers_rightly(tmp_path: Path) -> None:
+    texts = serving.made_up_texts(40, seed=0)
+    found = serving.compare(serving.write_small(tmp_path, texts), texts, clients=5, seconds=2, rounds=1)
+    for name in ("ours", "naive"):
+        (load,) = found[name]
+        assert (load["errors"], load["wrong"], load["lost"]) == (0, 0, 0)
+        assert load["requests"] > 0

@@ -2,7 +2,8 @@
 
 Each page's code runs in a folder of its own, in the order of the page: Python in one namespace; `electra-fast` commands
 on a small text, with models shrunk to seconds; YAML as config files; `make` by whether there is such a target. A block
-after `<!-- not run: REASON -->` is left out.
+after `<!-- not run: REASON -->` is left out. A service, a line that ends in `&`, runs at a free port, which takes
+the place of the page's in what follows, up to `kill %1`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,9 +105,49 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Background:
+    """The service that a page has started."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.address = {"": ""}  # the page's -> the real one
+
+    def start(self, words: list[str]) -> None:
+        given = words[words.index("--port") + 1]
+        command = [sys.executable, "-m", "electra_fast", "serve", *words, "--port", "0", "--device", "cpu"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        line = self.process.stdout.readline()
+        assert "http://" in line, "the service did not start: see standard error"
+        self.address = {f"http://127.0.0.1:{given}": line[line.index("http://") :].split()[0]}
+
+    def with_address(self, code: str) -> str:
+        ((given, real),) = self.address.items()
+        return code.replace(given, real) if given else code
+
+    def stop(self) -> None:
+        self.process.terminate()
+        output, _ = self.process.communicate(timeout=600)
+        assert (self.process.returncode, output) == (0, "ended\n")
+
+
+@pytest.fixture
+def background() -> Iterator[Background]:
+    service = Background()
+    yield service
+    if service.process is not None and service.process.poll() is None:
+        service.process.kill()
+        service.process.communicate()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_on_the_page_works(
-    page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    world: Path,
+    tmp_path: Path,
+    background: Background,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "work"
     shutil.copytree(world, folder)
@@ -118,20 +160,31 @@ def test_code_on_the_page_works(
             continue
         ran += 1
         if block.language == "python":
-            exec(compile("\n" * block.line + block.code, str(page), "exec"), namespace)
+            code = background.with_address(block.code)
+            exec(compile("\n" * block.line + code, str(page), "exec"), namespace)
         elif block.language == "yaml":
             Path("page.yaml").write_text(block.code, encoding="utf-8")
             read_config("page.yaml")
         elif block.language == "sh":
             for line in block.code.replace("\\\n", "").splitlines():
-                _run_line(shlex.split(line, comments=True), where, capsys)
+                _run_line(shlex.split(background.with_address(line), comments=True), where, background, capsys)
         else:
             pytest.fail(f"{where}: a block of language {block.language!r}, which nothing runs")
     assert ran
 
 
-def _run_line(words: list[str], where: str, capsys: pytest.CaptureFixture[str]) -> None:
+def _run_line(words: list[str], where: str, background: Background, capsys: pytest.CaptureFixture[str]) -> None:
     if not words or words == [".", ".venv/bin/activate"]:
+        return
+    if words[-1] == "&":
+        assert words[:2] == [PROG, "serve"], f"{where}: in the background run services only"
+        return background.start(words[2:-1])
+    if words == ["kill", "%1"]:
+        return background.stop()
+    if words[0] == "curl":
+        if shutil.which("curl"):
+            asked = subprocess.run(words, capture_output=True, text=True, timeout=600)
+            assert asked.returncode == 0, f"{where}: {asked.stdout}{asked.stderr}"
         return
     if words[0] == "make":
         assert words[1] in _make_targets(), f"{where}: the Makefile has no target {words[1]}"

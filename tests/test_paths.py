@@ -114,7 +114,8 @@ def test_a_config_file_and_the_demo(
 
 
 def test_the_commands_are_all_here() -> None:
-    elsewhere = {"demo", "convert"}  # the latter needs TensorFlow: conversion/test_tensorflow.py has such names too
+    # Two have such names in conversion/test_tensorflow.py, which needs TensorFlow, and in serving/test_server.py.
+    elsewhere = {"demo", "convert", "serve"}
     assert {arguments[0] for arguments in _commands("x")} | elsewhere == set(COMMANDS)
 
 

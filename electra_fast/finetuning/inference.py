@@ -8,9 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from electra_fast.finetuning.heads import HEADS
-from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task
-
-BATCH_TOKENS = 4096  # of a packed batch: more gives no more speed on two cores
+from electra_fast.finetuning.task import BATCH_TOKENS, Example, Feature, Output, Prediction, Task, num_tokens
 
 
 def infer(
@@ -101,9 +99,3 @@ def batches_of(lengths: Sequence[int], batch_tokens: int) -> Iterator[slice]:
         used += length
     if start < len(lengths):
         yield slice(start, len(lengths))
-
-
-def num_tokens(feature: Feature) -> int:
-    """Tokens of a feature, all choices together."""
-    ids = feature["input_ids"]
-    return sum(map(len, ids)) if isinstance(ids[0], list) else len(ids)

@@ -1,10 +1,10 @@
-"""Rows of CSV, TSV and JSON-lines files, with errors that name file and row."""
+"""Rows of CSV, TSV and JSON-lines files, or of JSON objects, with errors that name file and row, or the example."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,30 @@ _MAX_FIELD = 2**31 - 1  # characters; csv's own default refuses long documents
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its values by column, and where it stands. `number` is the line in the file, from 1."""
+    """One row: its values by column, and where it stands. `number` is the line in the file, from 1.
 
-    file: Path
+    Without a file it is an object out of a program: an example of a list, counted from 1 too.
+    """
+
+    file: Path | None
     number: int
     values: dict[str, Any]
 
+    @property
+    def place(self) -> str:
+        """As errors name it, within its file."""
+        return f"example {self.number:,}" if self.file is None else f"row {self.number:,}"
+
     def error(self, what: str) -> ValueError:
         """The error to raise about this row."""
-        return ValueError(f"{self.file}, row {self.number:,}: {what}")
+        return error_at(self.file, self.place, what)
 
     def get(self, column: str) -> Any:
         """The value of `column`, of whatever type the file has. Raises ValueError where there is none."""
         if column not in self.values:
             have = ", ".join(self.values)
-            raise self.error(f"no column {column!r}{nearest(column, self.values)} (columns: {have})")
+            kind = "key" if self.file is None else "column"
+            raise self.error(f"no {kind} {column!r}{nearest(column, self.values)} ({kind}s: {have})")
         return self.values[column]
 
     def has(self, column: str) -> bool:
@@ -58,6 +67,22 @@ class Row:
         if not abs(number) < float("inf"):
             raise self.error(f"{column} must be a number; got {shown(value)}")
         return number
+
+
+def error_at(file: Path | None, place: str, what: str) -> ValueError:
+    """The error to raise about a place in a file, or in a list of examples."""
+    return ValueError(f"{place}: {what}" if file is None else f"{file}, {place}: {what}")
+
+
+def object_rows(objects: Iterable[Any]) -> list[Row]:
+    """Rows of JSON objects. Raises ValueError about one that is no object."""
+    rows = []
+    for number, values in enumerate(objects, start=1):
+        row = Row(None, number, values)
+        if not isinstance(values, dict):
+            raise row.error(f"expected a JSON object; got {shown(values)}")
+        rows.append(row)
+    return rows
 
 
 def read_rows(

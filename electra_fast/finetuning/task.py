@@ -10,15 +10,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from electra_fast.arguments import nearest
 from electra_fast.files import write_whole
-from electra_fast.finetuning.tables import ENDINGS
+from electra_fast.finetuning.tables import ENDINGS, Row, object_rows, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,7 @@ Feature = dict[str, Any]  # lists of ints that the model reads, "example" (int),
 Prediction = dict[str, Any]  # what `predict` writes as one line of JSON
 Output = Any  # of one feature: what `Head.outputs` gives
 
+BATCH_TOKENS = 4096  # of a packed batch: more gives no more speed on two cores
 TASK_FILE = "task.json"  # beside a fine-tuned model
 _FORMAT = 1
 # Names of splits in a folder of data: train, dev and test by any of these names.
@@ -105,13 +107,40 @@ class Task(ABC):
         endings = self.endings[0] if len(self.endings) == 1 else f"{{{','.join(self.endings)}}}"
         return f"train{endings}, dev{endings}, and test{endings} if there is one"
 
-    @abstractmethod
     def read(self, file: Path, split: str) -> list[Example]:
         """The examples of a file, in its order. Labels may be absent where `is_labelled(split)` is false.
 
         Raises:
             ValueError: about the file and row that is wrong.
         """
+        return self.from_rows(read_rows(file), split)
+
+    def from_rows(self, rows: Iterable[Row], split: str) -> list[Example]:
+        """The examples of a table's rows, or of JSON objects that no file holds. A task has this or `read`.
+
+        Raises:
+            ValueError: about the row that is wrong.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither `read` nor `from_rows`")
+
+    def from_objects(self, objects: Sequence[Any]) -> list[Example]:
+        """Examples to predict, of objects as `predict` takes them in JSON lines.
+
+        Raises:
+            ValueError: about the object that is wrong, as "example 3: text is empty".
+        """
+        rows = object_rows(objects)
+        # The class that says last how data is read.
+        owner = next(cls for cls in type(self).__mro__ if vars(cls).keys() & {"from_rows", "read"})
+        if "from_rows" in vars(owner):
+            return self.from_rows(rows, "predict")
+        with tempfile.TemporaryDirectory() as folder:  # a task that reads files only
+            file = Path(folder) / "examples.jsonl"
+            file.write_text("".join(json.dumps(row.values) + "\n" for row in rows), encoding="utf-8")
+            try:
+                return self.read(file, "predict")
+            except ValueError as error:
+                raise ValueError(str(error).replace(f"{file}, row", "example")) from error
 
     def fit(self, examples: Sequence[Example]) -> None:  # noqa: B027
         """Look at the training examples once, e.g. to set `labels`. Options that were given stay."""
@@ -154,6 +183,12 @@ class Task(ABC):
         """Write `task.json` into a model's folder."""
         content = {"format": _FORMAT, "task": task_path(type(self)), "head": self.head, "options": asdict(self)}
         write_whole(folder / TASK_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def num_tokens(feature: Feature) -> int:
+    """Tokens of a feature, all choices together."""
+    ids = feature["input_ids"]
+    return sum(map(len, ids)) if isinstance(ids[0], list) else len(ids)
 
 
 def is_labelled(split: str) -> bool:

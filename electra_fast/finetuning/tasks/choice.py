@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from electra_fast.arguments import shown
 from electra_fast.finetuning.metrics.classification import accuracy
-from electra_fast.finetuning.tables import Row, read_rows
+from electra_fast.finetuning.tables import Row
 from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task, is_labelled
 from electra_fast.finetuning.tasks.classification import softmax
 
@@ -45,9 +44,9 @@ class Choice(Task):
     choices: str = "choices"
     label: str = "label"
 
-    def read(self, file: Path, split: str) -> list[Example]:
+    def from_rows(self, rows: Iterable[Row], split: str) -> list[Example]:
         examples: list[Example] = []
-        for row in read_rows(file):
+        for row in rows:
             example = self._texts(row)
             if examples and len(example["choices"]) != len(examples[0]["choices"]):
                 count = len(examples[0]["choices"])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from electra_fast.arguments import nearest, shown
 from electra_fast.finetuning.metrics.classification import accuracy_and_f1
 from electra_fast.finetuning.model import label_names
-from electra_fast.finetuning.tables import Row, read_rows
+from electra_fast.finetuning.tables import Row
 from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task, is_labelled
 
 
@@ -37,9 +36,9 @@ class Classification(Task):
     text_pair: str | None = None
     label: str = "label"
 
-    def read(self, file: Path, split: str) -> list[Example]:
+    def from_rows(self, rows: Iterable[Row], split: str) -> list[Example]:
         examples = []
-        for row in read_rows(file):
+        for row in rows:
             example = read_texts(row, self.text, self.text_pair)
             if is_labelled(split) or row.has(self.label):
                 example["label"] = read_label(row, self.label, self.labels)

@@ -7,7 +7,7 @@ The tags of both are one set, of which each reading uses its own part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from electra_fast.finetuning.iob import OUTSIDE, Span, iob2, iob2_labels, read_s
 from electra_fast.finetuning.markers import find_markers
 from electra_fast.finetuning.metrics.tagging import event_scores
 from electra_fast.finetuning.model import label_names
-from electra_fast.finetuning.tables import Row, read_rows
+from electra_fast.finetuning.tables import Row
 from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task, is_labelled
 from electra_fast.finetuning.words import (
     Word,
@@ -60,8 +60,11 @@ class Events(Task):
     def read(self, file: Path, split: str) -> list[Example]:
         if file.suffix not in self.endings:
             raise ValueError(f"{file}: expected a file whose name ends in {', '.join(self.endings)}")
+        return super().read(file, split)
+
+    def from_rows(self, rows: Iterable[Row], split: str) -> list[Example]:
         examples = []
-        for row in read_rows(file):
+        for row in rows:
             example = read_words(row)
             if is_labelled(split) or (split != "predict" and "events" in row.values):
                 example["label"] = [self._event(row, example, event) for event in _objects(row, row.values, "events")]

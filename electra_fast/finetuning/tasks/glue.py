@@ -69,7 +69,10 @@ class Glue(Task):
         return {split: file for split, name in self.names.items() if (file := own / name).is_file()}
 
     def read(self, file: Path, split: str) -> list[Example]:
-        return [self._example(row, split) for row in self._rows(file, split)]
+        return self.from_rows(self._rows(file, split), split)
+
+    def from_rows(self, rows: Iterable[Row], split: str) -> list[Example]:
+        return [self._example(row, split) for row in rows]
 
     def _rows(self, file: Path, split: str) -> Iterable[Row]:
         return read_rows(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from electra_fast.finetuning.metrics.cmrc2018 import cmrc2018_metrics
 from electra_fast.finetuning.metrics.squad import NO_ANSWER, squad1_metrics, squad2_metrics
 from electra_fast.finetuning.spans import Region, Span, SpanBeam, beam_spans, best_spans
+from electra_fast.finetuning.tables import Row
 from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task, is_labelled
 from electra_fast.finetuning.tasks.squad_files import SquadReader
 from electra_fast.finetuning.windows import Window, cut_windows
@@ -98,6 +99,9 @@ class QuestionAnswering(Task):
 
     def read(self, file: Path, split: str) -> list[Example]:
         return SquadReader(file, is_labelled(split), split == "train", self.search_answers).read()
+
+    def from_rows(self, rows: Iterable[Row], split: str) -> list[Example]:
+        return SquadReader(None, is_labelled(split), split == "train", self.search_answers).read(rows)
 
     def fit(self, examples: Sequence[Example]) -> None:
         if self.no_answer is None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
 from electra_fast.finetuning.metrics.classification import correlations, mean_squared_error
-from electra_fast.finetuning.tables import read_rows
+from electra_fast.finetuning.tables import Row
 from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task, is_labelled
 from electra_fast.finetuning.tasks.classification import encode_texts, read_texts
 
@@ -39,9 +38,9 @@ class Regression(Task):
     low: float | None = None
     high: float | None = None
 
-    def read(self, file: Path, split: str) -> list[Example]:
+    def from_rows(self, rows: Iterable[Row], split: str) -> list[Example]:
         examples = []
-        for row in read_rows(file):
+        for row in rows:
             example = read_texts(row, self.text, self.text_pair)
             if is_labelled(split) or row.has(self.label):
                 example["label"] = row.real(self.label)

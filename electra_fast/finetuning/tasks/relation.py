@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -14,7 +14,7 @@ from electra_fast.arguments import shown
 from electra_fast.finetuning.iob import read_span
 from electra_fast.finetuning.markers import find_markers
 from electra_fast.finetuning.metrics.relation import relation_scores
-from electra_fast.finetuning.tables import Row, read_rows
+from electra_fast.finetuning.tables import Row
 from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task, is_labelled
 from electra_fast.finetuning.tasks.classification import decode_class, fit_labels, read_label
 
@@ -57,8 +57,11 @@ class Relation(Task):
     def read(self, file: Path, split: str) -> list[Example]:
         if file.suffix not in self.endings:
             raise ValueError(f"{file}: expected a file whose name ends in {', '.join(self.endings)}")
+        return super().read(file, split)
+
+    def from_rows(self, rows: Iterable[Row], split: str) -> list[Example]:
         has_labels = is_labelled(split)
-        return [self._example(row, has_labels, split != "predict") for row in read_rows(file)]
+        return [self._example(row, has_labels, split != "predict") for row in rows]
 
     def _example(self, row: Row, is_labelled: bool, may_be_labelled: bool) -> Example:
         unit = self._unit(row)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +19,7 @@ from electra_fast.finetuning.metrics.generation import (
     rouge,
     share_of_letters,
 )
-from electra_fast.finetuning.tables import Row, read_rows
+from electra_fast.finetuning.tables import Row
 from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task, is_labelled
 
 
@@ -76,8 +75,8 @@ class Seq2Seq(Task):
         """The most tokens that are generated."""
         return self.max_target_length if self.max_new_tokens is None else self.max_new_tokens
 
-    def read(self, file: Path, split: str) -> list[Example]:
-        return [self._example(row, is_labelled(split)) for row in read_rows(file)]
+    def from_rows(self, rows: Iterable[Row], split: str) -> list[Example]:
+        return [self._example(row, is_labelled(split)) for row in rows]
 
     def _example(self, row: Row, is_labelled: bool) -> Example:
         example: Example = {"source": self._source(row)}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from electra_fast.arguments import shown
-from electra_fast.finetuning.tables import read_rows
+from electra_fast.finetuning.tables import Row, error_at, read_rows
 from electra_fast.finetuning.task import Example
 
 
@@ -21,30 +21,35 @@ class SquadReader:
     "is_impossible". A line of .jsonl is such a question with its "context"; its "id" may be left out.
 
     Attributes:
-        file: the file, UTF-8.
+        file: the file, UTF-8; None: questions come as rows.
         is_labelled: every question must have answers, or be marked as impossible.
         is_training: answers must also stand in the context, where `answer_start` says.
         search_answers: take the nearest place where the answer stands instead, if it is not where it should.
     """
 
-    file: Path
+    file: Path | None
     is_labelled: bool
     is_training: bool
     search_answers: bool = False
     _is_version_2: bool = False  # every question must say whether it is impossible
 
-    def read(self) -> list[Example]:
+    def read(self, rows: Iterable[Row] | None = None) -> list[Example]:
         """An example for each question: "id", "question", "context", "answers" and "is_impossible".
 
         "answers" is a list of {"text", "answer_start"}, absent where the file has none and need not. For training the
         first is the one that counts, so its place is checked.
+
+        Args:
+            rows: questions with their contexts, as lines of .jsonl hold them; None: those of the file.
 
         Raises:
             ValueError: about the first mistake.
         """
         examples: list[Example] = []
         seen: dict[str, str] = {}
-        for question, context, place in self._rows() if self.file.suffix == ".jsonl" else self._questions():
+        if rows is None and self.file.suffix == ".jsonl":
+            rows = read_rows(self.file)
+        for question, context, place in self._questions() if rows is None else self._of_rows(rows):
             example = self._example(question, context, place)
             if example["id"] in seen:
                 raise self._error(place, f"id {example['id']!r} is also that of {seen[example['id']]}")
@@ -54,10 +59,9 @@ class SquadReader:
             raise ValueError(f"{self.file} holds no question")
         return examples
 
-    def _rows(self) -> Iterator[tuple[Any, str, str]]:
-        for row in read_rows(self.file):
-            place = f"row {row.number:,}"
-            yield {"id": row.number, **row.values}, self._text(row.values, "context", place), place
+    def _of_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Any, str, str]]:
+        for row in rows:
+            yield {"id": row.number, **row.values}, self._text(row.values, "context", row.place), row.place
 
     def _questions(self) -> Iterator[tuple[Any, str, str]]:
         content = self._load()
@@ -157,4 +161,4 @@ class SquadReader:
         return parent[key]
 
     def _error(self, place: str, what: str) -> ValueError:
-        return ValueError(f"{self.file}, {place}: {what}")
+        return error_at(self.file, place, what)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +15,7 @@ from electra_fast.finetuning import conll
 from electra_fast.finetuning.iob import OUTSIDE, iob2, iob2_labels, is_span_tag, spans_of
 from electra_fast.finetuning.metrics.tagging import entity_scores, tag_accuracy
 from electra_fast.finetuning.model import label_names
-from electra_fast.finetuning.tables import Row, read_rows
+from electra_fast.finetuning.tables import Row
 from electra_fast.finetuning.task import Example, Feature, Output, Prediction, Task, is_labelled
 from electra_fast.finetuning.words import (
     by_example,
@@ -71,26 +71,18 @@ class Tagging(Task):
         return found or super().files(path)
 
     def read(self, file: Path, split: str) -> list[Example]:
-        has_tags = False if split == "predict" else is_labelled(split) or None
-        examples, rows = (self._read_json if file.suffix == ".jsonl" else self._read_conll)(file, has_tags)
-        is_of_spans = not self.plain and (
-            self.labels is not None or any(_is_of_span(tag) for example in examples for tag in example.get("label", ()))
-        )
-        for example, numbers in zip(examples, rows, strict=True):
-            if "label" in example:
-                example["label"] = self._checked(example["label"], numbers, is_of_spans)
-        return examples
-
-    def _read_conll(self, file: Path, has_tags: bool | None) -> tuple[list[Example], list[list[Row]]]:
-        sentences = conll.read_conll(file, self.word, self.tag, has_tags=has_tags)
+        if file.suffix == ".jsonl":
+            return super().read(file, split)
+        sentences = conll.read_conll(file, self.word, self.tag, has_tags=_has_tags(split))
         examples = [
             {"words": words} if tags is None else {"words": words, "label": tags} for words, tags, _ in sentences
         ]
-        return examples, [sentence.rows for sentence in sentences]
+        return self._with_checked_tags(examples, [sentence.rows for sentence in sentences])
 
-    def _read_json(self, file: Path, has_tags: bool | None) -> tuple[list[Example], list[list[Row]]]:
-        examples, rows = [], []
-        for row in read_rows(file):
+    def from_rows(self, rows: Iterable[Row], split: str) -> list[Example]:
+        has_tags = _has_tags(split)
+        examples, places = [], []
+        for row in rows:
             example = read_words(row)
             if has_tags or (has_tags is None and "tags" in row.values):
                 tags = row.get("tags")
@@ -100,8 +92,18 @@ class Tagging(Task):
                     raise row.error(f"{len(tags):,} tags of {len(example['words']):,} tokens: expected one for each")
                 example["label"] = tags
             examples.append(example)
-            rows.append([row] * len(example["words"]))
-        return examples, rows
+            places.append([row] * len(example["words"]))
+        return self._with_checked_tags(examples, places)
+
+    def _with_checked_tags(self, examples: list[Example], rows: Sequence[Sequence[Row]]) -> list[Example]:
+        """The examples with tags in one scheme; `rows` say where each word stands."""
+        is_of_spans = not self.plain and (
+            self.labels is not None or any(_is_of_span(tag) for example in examples for tag in example.get("label", ()))
+        )
+        for example, numbers in zip(examples, rows, strict=True):
+            if "label" in example:
+                example["label"] = self._checked(example["label"], numbers, is_of_spans)
+        return examples
 
     def _checked(self, tags: Sequence[str], rows: Sequence[Row], is_of_spans: bool) -> list[str]:
         """Tags in IOB2 if they are of spans; all of them known, if the labels are."""
@@ -163,6 +165,11 @@ class Tagging(Task):
         found = [prediction["tags"] for prediction in predictions]
         accuracy = {"accuracy": tag_accuracy(gold, found)}
         return accuracy if self.plain else entity_scores(gold, found) | accuracy
+
+
+def _has_tags(split: str) -> bool | None:
+    """Whether a split's words have tags; None: if the file gives them."""
+    return False if split == "predict" else is_labelled(split) or None
 
 
 def _is_of_span(tag: str) -> bool:
