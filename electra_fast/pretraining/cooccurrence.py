@@ -69,7 +69,7 @@ def embeddings(corpora: Sequence[Corpus], size: int, *, seed: int = 0) -> Tensor
             f"init.embeddings: the training data holds {found.sum()} different tokens with neighbours, too few for "
             f"embeddings of {size} numbers: leave it at random, or give more text"
         )
-    vectors, values, _ = extmath.randomized_svd(information, size, n_iter=2, random_state=seed)
+    vectors, values, _ = extmath.randomized_svd(information, size, n_iter=2, random_state=seed % 2**32)
     vectors[~found] = 0  # but for rounding
     return torch.from_numpy((vectors * np.sqrt(values)).astype(np.float32))
 

@@ -32,6 +32,7 @@ def running() -> Iterator[Running]:
 def test_many_clients_get_their_own_replies(running: Running, rng_seed: int) -> None:
     """Each on one connection, one request after the other, all at once."""
     failures: list[object] = []
+    right: list[int] = []
 
     def client(number: int) -> None:
         rng = random.Random(rng_seed + number)
@@ -42,6 +43,8 @@ def test_many_clients_get_their_own_replies(running: Running, rng_seed: int) -> 
                 status, found = _read_reply(replies)
                 if (status, found) != (200, {"echoes": [{"read": [text]} for text in texts]}):
                     failures.append((status, found))
+                else:
+                    right.append(number)
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(30)]
     for thread in threads:
@@ -49,6 +52,7 @@ def test_many_clients_get_their_own_replies(running: Running, rng_seed: int) -> 
     for thread in threads:
         thread.join(PATIENCE)
     assert failures == []
+    assert len(right) == 300
 
 
 def _read_reply(replies) -> tuple[int, object]:

@@ -55,6 +55,8 @@ def _refuses(host: str, port: int) -> bool:
         socket.create_connection((host, port), timeout=PATIENCE).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionError:  # it was in the queue of a listener that has just closed
+        return False
     return False
 
 
