@@ -188,7 +188,7 @@ class Task(ABC):
 def num_tokens(feature: Feature) -> int:
     """Tokens of a feature, all choices together."""
     ids = feature["input_ids"]
-    return sum(map(len, ids)) if isinstance(ids[0], list) else len(ids)
+    return sum(map(len, ids)) if ids and isinstance(ids[0], list) else len(ids)
 
 
 def is_labelled(split: str) -> bool:

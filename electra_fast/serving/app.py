@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _RETRY_AFTER = "1"  # seconds
-_LONG = 2**14  # bytes of a request; to read the examples of longer ones would hold up the other clients
+_LONG = 2**14  # bytes of a request, characters of a reply; to read or write longer ones would hold up other clients
+_JSON = "application/json"
+_WRITER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _LONGEST_MESSAGE = 500  # characters: some quote what was sent
 
 
@@ -105,7 +107,7 @@ def _add_service(app: FastAPI, service: Service, batcher: Batcher, limits: Limit
             items = listed(parse_json(body), service.asks, limits.max_examples)
             examples = await _read(service, items, len(body))
             results = await _result(batcher.submit(service, examples, len(body)), request) if examples else []
-            return _json({service.answers: results})
+            return await _reply(service.answers, results)
         except Refused as error:
             return _json({"error": str(error)}, error.status, error.headers)
         except QueueFull as error:
@@ -141,6 +143,8 @@ async def _read(service: Service, items: list[Any], size: int) -> list[Any]:
         return service.read(items)
     except ValueError as error:
         raise Refused(422, str(error)[:_LONGEST_MESSAGE]) from error
+    except RecursionError as error:
+        raise Refused(422, "an example is nested too deeply") from error
 
 
 async def _result(future: Future[list[Any]], request: Request) -> list[Any]:
@@ -162,9 +166,24 @@ async def _hang_up(request: Request) -> None:
         continue
 
 
+async def _reply(key: str, results: list[Any]) -> Response:
+    """The results as JSON, each written by itself: those of a long reply in a thread, which lets others in between."""
+    left, parts, size = iter(results), [], 0
+    for result in left:
+        parts.append(_WRITER.encode(result))
+        size += len(parts[-1])
+        if size > _LONG:
+            parts += await anyio.to_thread.run_sync(lambda: list(map(_WRITER.encode, left)))
+    content = await anyio.to_thread.run_sync(_joined, key, parts) if size > _LONG else _joined(key, parts)
+    return Response(content, media_type=_JSON)
+
+
+def _joined(key: str, parts: list[str]) -> bytes:
+    return f'{{"{key}": [{", ".join(parts)}]}}'.encode()
+
+
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    content = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    return Response(content, status, headers, media_type="application/json")
+    return Response(_WRITER.encode(value).encode(), status, headers, media_type=_JSON)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:

@@ -74,7 +74,7 @@ class Batcher:
         self.max_queue_bytes = max_queue_bytes
         self._on_batch = on_batch
         self._changed = threading.Condition()
-        self._arrived: list[_Job] = []
+        self._arrived: dict[_Job, None] = {}  # in their order; those that hang up leave it at once
         self._unfinished: dict[Future[list[Any]], _Job] = {}
         self._examples = self._bytes = 0
         self._stops = False
@@ -112,7 +112,7 @@ class Batcher:
             self._unfinished[job.future] = job
             self._examples += len(examples)
             self._bytes += size
-            self._arrived.append(job)
+            self._arrived[job] = None
             self._changed.notify()
         job.future.add_done_callback(self._forget)
         return job.future
@@ -128,6 +128,7 @@ class Batcher:
     def _forget(self, future: Future[list[Any]]) -> None:
         with self._changed:
             job = self._unfinished.pop(future)
+            self._arrived.pop(job, None)
             self._examples -= len(job.examples)
             self._bytes -= job.size
 
@@ -149,7 +150,7 @@ class Batcher:
             self._changed.wait_for(lambda: self._arrived or self._ready or self._stops)
             if self.max_wait and not self._ready:
                 self._changed.wait_for(lambda: self._stops, self.max_wait)
-            arrived, self._arrived = self._arrived, []
+            arrived, self._arrived = self._arrived, {}
             if self._stops:
                 return False
         by_service: dict[Service, list[_Job]] = {}
@@ -253,7 +254,7 @@ def _together_or_alone(jobs: Sequence[_Job], run: Callable[[Sequence[_Job]], Non
 def _kind(job: _Job, feature: Feature) -> Hashable:
     """Features of one kind go into one batch: of one service, with as many choices."""
     ids = feature["input_ids"]
-    return job.service, len(ids) if isinstance(ids[0], list) else None
+    return job.service, len(ids) if ids and isinstance(ids[0], list) else None
 
 
 def _answer(future: Future[list[Any]], results: list[Any]) -> None:

@@ -15,13 +15,15 @@ import uvicorn
 from fastapi import FastAPI
 
 MAX_HEAD_BYTES = 2**16
+_LEAST_READ = 2**16  # bytes of a reply that a client must have taken before each timeout
 
 
 class TimedHead:
     """Added to a protocol of uvicorn's, which waits for a request's head, and for a reader, for ever.
 
     A connection is closed when a head is not complete within `head_timeout` seconds of its first byte, or of the
-    connection; when a head is longer than 64 KiB; and when its client does not read a reply for as long.
+    connection; when a head is longer than 64 KiB; and when its client reads less than 64 KiB of a reply, or of what is
+    left of it, in as long.
     """
 
     head_timeout: float
@@ -31,6 +33,7 @@ class TimedHead:
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)  # type: ignore[misc]
+        transport.set_write_buffer_limits(high=0)  # so that `pause_writing` tells of all that the system does not take
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
@@ -51,13 +54,23 @@ class TimedHead:
 
     def pause_writing(self) -> None:
         super().pause_writing()  # type: ignore[misc]
-        self._write_timer = self.loop.call_later(self.head_timeout, self.transport.abort)
+        self._await_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()  # type: ignore[misc]
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+    def _await_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(self.head_timeout, self._look_at_reader, left)
+
+    def _look_at_reader(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() > before - _LEAST_READ:
+            self.transport.abort()
+        else:
+            self._await_reader()
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -131,7 +144,7 @@ class Server(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on sockets as `listen` makes them, until a signal or `stop`."""
-        with _spent_signals():
+        with self._signals():
             super().run(sockets)
 
     def stop(self) -> None:
@@ -146,6 +159,19 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         self._app.state.stopping = True
         super().handle_exit(sig, frame)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Signals stop the server before uvicorn listens to them too; when it has stopped it raises them once more."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -164,17 +190,3 @@ def listen(host: str, port: int) -> socket.socket:
 def url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-@contextmanager
-def _spent_signals() -> Iterator[None]:
-    """uvicorn raises the signal that stopped it once more when it has stopped; that one does nothing here."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

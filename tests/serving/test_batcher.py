@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import random
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 
 import pytest
 
+from electra_fast.finetuning.task import Example, Feature
 from electra_fast.serving.batcher import Batcher, QueueFull, Stopped
 from tests.serving.small import PATIENCE, Echo, wait_until
 
@@ -131,6 +134,38 @@ def test_cancelled_requests_are_not_run(echo: Echo) -> None:
     assert batcher.stop(PATIENCE)
     assert echo.batches == [["first"], ["kept"]]
     assert batcher.waiting == 0
+
+
+def test_what_hangs_up_is_forgotten_at_once(echo: Echo) -> None:
+    """Not when the batch that runs ends: clients that come and go meanwhile would fill the memory."""
+
+    class Text(dict):
+        pass
+
+    batcher = Batcher()
+    first = _hold(echo, batcher)
+    text = Text(text="dropped")
+    kept = weakref.ref(text)
+    assert batcher.submit(echo, [text]).cancel()
+    del text
+    gc.collect()
+    assert kept() is None
+    echo.go.set()
+    assert first.result(PATIENCE) == [{"read": ["first"]}]
+    assert batcher.stop(PATIENCE)
+
+
+def test_features_without_tokens_stop_nobody(echo: Echo) -> None:
+    """A tokenizer that adds no special tokens makes such of an empty text."""
+
+    class Bare(Echo):
+        def encode(self, examples: Sequence[Example]) -> list[Feature]:
+            return [{"input_ids": list(map(ord, each["text"])), "example": n} for n, each in enumerate(examples)]
+
+    batcher, bare = Batcher(), Bare()
+    assert batcher.submit(bare, _texts("", "a", "")).result(PATIENCE) == [{"read": [text]} for text in ("", "a", "")]
+    assert batcher.is_alive
+    assert batcher.stop(PATIENCE)
 
 
 def test_a_wait_for_company_ends(echo: Echo) -> None:

@@ -8,15 +8,19 @@ import logging
 import random
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import electra_fast.serving.server
 from electra_fast import __version__
+from electra_fast.finetuning.task import Example
 from electra_fast.serving.app import Limits
+from electra_fast.serving.server import TimedHead
 from tests.serving.small import PATIENCE, Echo, Running, read_all, request_bytes, served, wait_until
 
 MAX_BODY = 3000
@@ -192,6 +196,56 @@ def test_a_client_that_does_not_read() -> None:
             echo.go.set()
             wait_until(lambda: not running.server.server_state.connections)
             assert len(read_all(connection)) < 2**26
+
+
+def test_a_client_that_reads_slowly() -> None:
+    """It may take as many timeouts as it likes, but 64 KiB in each."""
+    timers: list[Callable[[], None]] = []
+    left, aborted = [300_000], []
+
+    class Protocol:
+        cycle = None
+
+        def pause_writing(self) -> None: ...
+        def resume_writing(self) -> None: ...
+
+    class Timed(TimedHead, Protocol):
+        head_timeout = 1.0
+        transport = SimpleNamespace(get_write_buffer_size=lambda: left[-1], abort=lambda: aborted.append(left[-1]))
+        loop = SimpleNamespace(call_later=lambda _, run, *with_: timers.append(lambda: run(*with_)) or Mock())
+
+    timed = Timed()
+    timed.pause_writing()
+    for size in (200_000, 130_000, 60_000):
+        left.append(size)
+        timers.pop()()
+        assert len(timers) == 1
+    timer = timed._write_timer
+    left.append(1)
+    timers.pop()()
+    assert (timers, aborted) == ([], [1])
+    timed.resume_writing()
+    timer.cancel.assert_called_once_with()
+
+
+def test_all_that_a_client_does_not_read_counts() -> None:
+    """Also little: a connection that waits to be closed for it would never be."""
+    with served([Echo()]) as running, running.connect() as connection:
+        wait_until(lambda: running.server.server_state.connections)
+        (protocol,) = running.server.server_state.connections
+        assert protocol.transport.get_write_buffer_limits() == (0, 0)
+        assert connection.fileno() > 0
+
+
+def test_long_replies_are_whole(rng_seed: int) -> None:
+    class Long(Echo):
+        def decode(self, examples: Sequence[Example], *_: object) -> list[Any]:
+            return [{"text": each["text"], "numbers": [n / 7 for n in range(len(each["text"]))]} for each in examples]
+
+    rng, echo = random.Random(rng_seed), Long()
+    texts = ["é" * rng.choice((1, 10, 2000)) for _ in range(20)]
+    with served([echo]) as running:
+        assert running.post("/echo", {"texts": texts}) == (200, {"echoes": echo.decode([{"text": t} for t in texts])})
 
 
 @pytest.mark.parametrize("parser", ["httptools", "h11"])

@@ -15,10 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import uvicorn
 
 from electra_fast.cli import main
 from electra_fast.commands import serve as command
-from electra_fast.serving.server import listen, url_of
+from electra_fast.serving.app import Limits, create_app
+from electra_fast.serving.batcher import Batcher
+from electra_fast.serving.metrics import Metrics
+from electra_fast.serving.server import Server, listen, url_of
 from tests.finetuning.small import write_checkpoint
 from tests.serving.small import PATIENCE, read_all, request_bytes, wait_until
 
@@ -86,6 +90,18 @@ def test_a_signal_under_load(number: signal.Signals) -> None:
         assert json.loads(body) == {"echoes": [{"read": [f"text {name}"]}]}
         connection.close()
     assert (process.returncode, output[-11:]) == (0, "ended True\n")
+
+
+def test_a_signal_before_it_listens_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = uvicorn.Server.run
+    monkeypatch.setattr(
+        uvicorn.Server, "run", lambda self, sockets: signal.raise_signal(signal.SIGTERM) or run(self, sockets)
+    )
+    batcher = Batcher()
+    before = signal.getsignal(signal.SIGTERM)
+    Server(create_app([], batcher, Metrics(), name="model", limits=Limits())).run([listen("127.0.0.1", 0)])
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert batcher.stop(PATIENCE)
 
 
 @posix
