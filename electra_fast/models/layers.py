@@ -196,7 +196,14 @@ def _are_plain(layers: Iterable[nn.Module], norm: nn.Module, dropout: nn.Module)
     """Whether a block can read the weights of these: linear layers, LayerNorm and dropout without anything special."""
     if not (is_plain(norm, nn.LayerNorm) and is_plain(dropout, nn.Dropout) and norm.weight.shape[0] <= MAX_WIDTH):
         return False
-    return norm.bias is not None and all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers)
+    if not (_is_row(norm.weight) and _is_row(norm.bias)):
+        return False
+    return all(is_plain(layer, nn.Linear) and _is_row(layer.bias) for layer in layers)
+
+
+def _is_row(parameter: Tensor | None) -> bool:
+    """Whether C++ can read a bias, or LayerNorm's weight, where it lies."""
+    return parameter is not None and parameter.dtype == torch.float32 and parameter.is_contiguous()
 
 
 def _noise(dropout: nn.Dropout, seed: Tensor | None, stream: int, row_ids: Tensor | None) -> blocks.Noise:
@@ -255,7 +262,7 @@ def _intermediate(module: nn.Module, hidden_states: Tensor) -> Tensor:
         or not _is_for_cpp(hidden_states)
         or not _is_gelu(activation)
         or not is_plain(dense, nn.Linear)
-        or dense.bias is None
+        or not _is_row(dense.bias)
     ):
         return module(hidden_states)
     product = torch.mm(hidden_states.flatten(0, -2), dense.weight.t())

@@ -315,6 +315,32 @@ def test_inference_takes_our_gelu_and_gives_stocks_results(name, rng_seed, monke
     assert len(calls) == 2  # it has no derivative
 
 
+@needs_cpp
+@pytest.mark.parametrize("train", [True, False], ids=["train", "infer"])
+def test_biases_that_do_not_lie_in_a_row(train, rng_seed):
+    """C++ would read what lies between their numbers, or beyond them."""
+    stock = stock_model("ElectraForPreTraining")
+    fast, batch = fast_copy(stock), ragged_batch("ElectraForPreTraining")
+    real = batch["attention_mask"] == 1
+    for module in fast.electra.encoder.modules():
+        if isinstance(module, (nn.Linear, nn.LayerNorm)):
+            module.bias.data = module.bias.detach().repeat_interleave(2)[::2]
+            assert not module.bias.is_contiguous()
+    with torch.set_grad_enabled(train):
+        logits = fast(**batch).logits
+    assert float((logits - double_copy(stock)(**batch).logits)[real].detach().abs().max()) <= 1e-4
+
+
+@needs_cpp
+def test_a_bias_of_another_dtype_is_stocks_error(rng_seed):
+    fast, batch = fast_copy(stock_model("ElectraModel")), torch.ones(1, 5, dtype=torch.long)
+    dense = fast.encoder.layer[0].intermediate.dense
+    dense.bias = nn.Parameter(dense.bias.detach().bfloat16())
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context, pytest.raises(RuntimeError, match="dtype"):
+            fast(batch)
+
+
 class _Heap(ctypes.Structure):
     """glibc's mallinfo2."""
 
