@@ -32,6 +32,10 @@ def write_result(name: str, command: str, values: dict[str, Any]) -> Path:
     return path
 
 
-def _commit() -> str:
+def _commit() -> str | None:
+    """None without git or its repository: a result of minutes is kept all the same."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -92,12 +92,17 @@ def running(*command: str, environment: dict[str, str] | None = None):
     )
     try:
         line = process.stdout.readline()
-        address = line.partition("http://")[2].split()[0]
-        host, _, port = address.partition(":")
+        if "http://" not in line:
+            raise RuntimeError(f"{' '.join(command)} did not start; it said {line!r}, and what stands above")
+        host, _, port = line.partition("http://")[2].split()[0].partition(":")
         yield process, host, int(port)
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         process.stdout.close()
 
 

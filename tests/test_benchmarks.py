@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import inputs, report, serving, timing
+from benchmarks import inputs, jobs, report, serving, timing
 from benchmarks.rows import Row, format_table
 
 ROOT = Path(__file__).parents[1]
@@ -232,6 +232,21 @@ def test_gpu_script_says_what_is_missing_where_there_is_no_gpu():
     assert "sees no CUDA GPU" in run.stderr
     assert "--dry-run" in run.stderr
     assert subprocess.run([*command, "--fast"], cwd=ROOT, capture_output=True).returncode == 2
+
+
+def test_a_result_outlives_a_missing_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "RESULTS", tmp_path / "jobs")
+    monkeypatch.setenv("PATH", "")
+    for given, commit in (("", None), ("0123", "0123")):
+        monkeypatch.setenv("ELECTRA_FAST_COMMIT", given)
+        result = json.loads(jobs.write_result("name", "command", {"figure": 1.5}).read_text(encoding="utf-8"))
+        assert (result["commit"], result["command"], result["figure"]) == (commit, "command", 1.5)
+
+
+def test_a_service_that_does_not_start_is_named() -> None:
+    command = (sys.executable, "-c", "print('no model')")
+    with pytest.raises(RuntimeError, match=r"did not start; it said 'no model"), serving.running(*command):
+        pass
 
 
 @pytest.mark.skipif(os.environ.get("ELECTRA_FAST_TEST_ALL") != "1", reason="a minute: set ELECTRA_FAST_TEST_ALL=1")

@@ -134,6 +134,8 @@ class Task(ABC):
         owner = next(cls for cls in type(self).__mro__ if vars(cls).keys() & {"from_rows", "read"})
         if "from_rows" in vars(owner):
             return self.from_rows(rows, "predict")
+        if not rows:
+            return []
         with tempfile.TemporaryDirectory() as folder:  # a task that reads files only
             file = Path(folder) / "examples.jsonl"
             file.write_text("".join(json.dumps(row.values) + "\n" for row in rows), encoding="utf-8")

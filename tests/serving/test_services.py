@@ -191,6 +191,7 @@ def test_a_task_that_reads_files_only(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^example 2: no column 'words'"):
         task.from_objects([{"words": "the fox"}, {"text": "a dog"}])
     assert task.from_objects([{"words": "x\ny"}]) == [{"text": "x\ny"}]
+    assert task.from_objects([]) == []
     save_finetuned(load_with_head(checkpoint, task, seed=0), _tokenizer(checkpoint), task, tmp_path)
     assert type(load_task(tmp_path)).__name__ == "Own"
 
