@@ -130,12 +130,12 @@ class Task(ABC):
             ValueError: about the object that is wrong, as "example 3: text is empty".
         """
         rows = object_rows(objects)
+        if not rows:
+            return []
         # The class that says last how data is read.
         owner = next(cls for cls in type(self).__mro__ if vars(cls).keys() & {"from_rows", "read"})
         if "from_rows" in vars(owner):
             return self.from_rows(rows, "predict")
-        if not rows:
-            return []
         with tempfile.TemporaryDirectory() as folder:  # a task that reads files only
             file = Path(folder) / "examples.jsonl"
             file.write_text("".join(json.dumps(row.values) + "\n" for row in rows), encoding="utf-8")
