@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from electra_fast.estimation.work import Work
+from electra_fast.estimation.work import Part, Work
 from electra_fast.models import ElectraConfig
 from electra_fast.pretraining.config import PretrainConfig
 
 TOLERANCE = 0.2  # of the sum, which tests/estimation/test_memory.py holds against real peaks on the CPU
 _ROWS_OF_LOGITS = 192  # of [M, V] that the generator's head has at once
 _NUMBERS_AT_ONCE = 2**21  # of [T, I] that the feed-forward block of a CPU has at once, see models/blocks.py
+# Of what is kept, on a CPU from the second micro-batch on: gradients that stay lie among what the first one kept, and
+# into glibc's holes between them not all of the next fits (measured: 0.73 and 0.70 of it, docs/log.md).
+_HOLES = 0.7
 _BOTH_TOWERS = ("joint", "adversarial", "electric")
 
 
@@ -26,9 +29,9 @@ class Memory:
         weights: of the model as it computes.
         masters: float32 weights beside those of 16 bits.
         moments: Adam's two, float32.
-        gradients: of all parameters.
+        gradients: of all parameters; with activation checkpointing what they need beyond the activations' place.
         activations: what is kept of the forward pass for the backward pass.
-        workspace: what is there for the moment only.
+        workspace: what is there for the moment only, and on a CPU holes in its heap.
         tokens: at once, so many.
     """
 
@@ -60,32 +63,54 @@ def memory_of(
     settings = config.training
     limit = micro_batch_tokens or settings.micro_batch_tokens or math.inf
     size = _size(config)
-    shares = gpus if settings.parallel == "fsdp" else 1
-    count = math.ceil(work.parameters / shares)
-    in_pieces = any(math.ceil(part.tokens_per_step / gpus) > limit for part in work.parts)
-    in_blocks = on_cpu and size == 4
-    kept, passing, tokens = 0, 0, 0
-    for part in work.parts:
-        here = int(min(math.ceil(part.tokens_per_step / gpus), limit))
-        towers = _towers(work, part.objective)
-        bytes_kept = here * sum(_kept(config, tower, in_blocks) for tower in towers)
-        bytes_passing = max(_passing(here, tower, work.vocab_size, size, in_blocks) for tower in towers)
-        if bytes_kept + bytes_passing >= kept + passing:
-            kept, passing, tokens = bytes_kept, bytes_passing, here
-    gradients = count * size  # while activations are there
-    if size == 2 and in_pieces:
-        gradients += count * 4  # float32 sums of the micro-batches before
-    elif size == 2:
-        gradients = max(gradients, count * 6 - kept)  # once the activations are gone, in float32 too
+    count = math.ceil(work.parameters / (gpus if settings.parallel == "fsdp" else 1))
+    per_device = [math.ceil(part.tokens_per_step / gpus) for part in work.parts]
+    in_pieces = max(per_device) > limit
+    most = (0, 0, 0)  # kept, passing, tokens
+    for part, all_tokens in zip(work.parts, per_device, strict=True):
+        tokens = int(min(all_tokens, limit))
+        kept, passing = _of_part(config, work, part, tokens, on_cpu=on_cpu, in_pieces=in_pieces)
+        most = max(most, (kept, passing, tokens), key=lambda each: each[0] + each[1])
+    kept, passing, tokens = most
     return Memory(
         weights=count * size,
         masters=count * 4 if size == 2 else 0,
         moments=count * 8,
-        gradients=gradients,
+        gradients=_gradients(config, count, kept, in_pieces=in_pieces),
         activations=kept,
         workspace=passing,
         tokens=tokens,
     )
+
+
+def _of_part(
+    config: PretrainConfig, work: Work, part: Part, tokens: int, *, on_cpu: bool, in_pieces: bool
+) -> tuple[int, int]:
+    """Bytes that are kept for the backward pass, and those that are there for the moment."""
+    size, again = _size(config), config.training.activation_checkpointing
+    in_blocks = on_cpu and size == 4
+    towers = _towers(work, part.objective)
+    kept = tokens * sum(_kept(config, tower, in_blocks) for tower in towers)
+    if again:  # all of a layer, which is there for the time of its backward pass
+        kept += tokens * max(_layer_kept(tower, size, in_blocks) for tower in towers)
+    passing = max(_passing(tokens, tower, work.vocab_size, config, in_blocks) for tower in towers)
+    if on_cpu and in_pieces and not again:
+        passing += int(_HOLES * kept)
+    return kept, passing
+
+
+def _gradients(config: PretrainConfig, count: int, kept: int, *, in_pieces: bool) -> int:
+    """Bytes of the gradients of `count` parameters, as far as they come beside what is `kept` of the forward pass."""
+    gradients = count * _size(config)
+    if (
+        config.training.activation_checkpointing and not in_pieces
+    ):  # freed memory is given back, and they take its place
+        gradients = max(gradients - kept, 0)
+    if _size(config) == 4:
+        return gradients
+    if in_pieces:  # float32 sums of the micro-batches before
+        return gradients + count * 4
+    return max(gradients, count * 6 - kept)  # once the activations are gone, in float32 too
 
 
 def fitting_micro_batch(config: PretrainConfig, work: Work, available: float, *, gpus: int, on_cpu: bool) -> int | None:
@@ -117,8 +142,8 @@ def _kept(config: PretrainConfig, tower: ElectraConfig, in_blocks: bool) -> int:
     """Bytes that a tower keeps of a token: of each layer, and of the embeddings and the head at its ends."""
     layer, hidden, size = _layer_kept(tower, _size(config), in_blocks), tower.hidden_size, _size(config)
     ends = (2 * tower.embedding_size + 3 * hidden) * size
-    if config.training.activation_checkpointing:  # each layer's input, and all of the one that is computed again
-        return ends + tower.num_hidden_layers * hidden * size + layer
+    if config.training.activation_checkpointing:  # of each layer its input
+        return ends + tower.num_hidden_layers * hidden * size
     return ends + tower.num_hidden_layers * layer
 
 
@@ -133,11 +158,14 @@ def _layer_kept(tower: ElectraConfig, size: int, in_blocks: bool) -> int:
     return numbers * size + 4 * (tower.num_attention_heads + 4)
 
 
-def _passing(tokens: int, tower: ElectraConfig, vocab_size: int, size: int, in_blocks: bool) -> int:
+def _passing(tokens: int, tower: ElectraConfig, vocab_size: int, config: PretrainConfig, in_blocks: bool) -> int:
     """Gradients on their way through a layer, and the logits that the generator's head has at once."""
-    inner = tokens * tower.intermediate_size
+    inner, size = tokens * tower.intermediate_size, _size(config)
     if in_blocks:
         inner = min(inner, _NUMBERS_AT_ONCE)
     logits = min(tokens, _ROWS_OF_LOGITS) * vocab_size * 4
     head = vocab_size * tower.embedding_size * size  # the gradient of the projection, made in the forward pass
-    return (2 * inner + 6 * tokens * tower.hidden_size) * size + logits + head
+    through_layer = (2 * inner + 6 * tokens * tower.hidden_size) * size
+    if config.training.activation_checkpointing:  # freed memory is given back: not both
+        return max(through_layer, logits) + head
+    return through_layer + logits + head

@@ -104,7 +104,7 @@ def estimate(
     corpus_vocabulary = loader.corpora[0].meta.vocab_size if loader else None
     work = work_of(
         config,
-        vocab_size=vocab_size or corpus_vocabulary or BERT_VOCABULARY,
+        vocab_size=next(size for size in (vocab_size, corpus_vocabulary, BERT_VOCABULARY) if size is not None),
         steps_per_epoch=loader.steps_per_epoch if loader else None,
     )
     speeds = _speeds(hardware, config, work, mfu)
@@ -126,7 +126,10 @@ def _speeds(names: Sequence[str] | None, config: PretrainConfig, work: Work, mfu
     precision = config.training.precision
     if names is None:
         cpu = cpu_speed(work, precision)
-        return [*([cpu] if cpu else []), *(gpu_speed(find_hardware(name), work, precision, mfu) for name in DEFAULT_GPUS)]
+        return [
+            *([cpu] if cpu else []),
+            *(gpu_speed(find_hardware(name), work, precision, mfu) for name in DEFAULT_GPUS),
+        ]
     # A name that is wrong is told before anything is measured.
     gpus = {name: find_hardware(name) for name in names if name.lower() not in (HERE, CPU)}
     speeds = []
@@ -201,13 +204,11 @@ def _notes(
     assumed = [speed for speed in on_gpus if not speed.is_measured]
     if assumed:
         notes.append(
-            f"Nobody has measured the rows that say assumed: published encoders reach 15 to 33% MFU on H100, {ASSUMED_MFU:.0%}"
-            " is taken; --mfu sets another, --hardware here measures"
+            "Nobody has measured the rows that say assumed: published encoders reach 15 to 33% MFU on H100, of which "
+            f"{ASSUMED_MFU:.0%} is taken; --mfu sets another, --hardware here measures"
         )
     if assumed and work.model.discriminator.config.hidden_size < _NARROW:
-        notes.append(
-            f"Matrices {work.model.discriminator.config.hidden_size} wide keep large GPUs waiting for memory: expect less"
-        )
+        notes.append("Matrices as narrow as this model's keep large GPUs waiting for memory: expect less than assumed")
     if any(row.devices > 1 for row in rows):
         notes.append("Several GPUs count as so many times one: what they send one another takes no time here")
     if any(phase.patience is not None for phase in config.phases):
@@ -216,8 +217,8 @@ def _notes(
         notes.append(f"A vocabulary of {work.vocab_size:,}, BERT's, is taken: --vocab_size or --data.train say another")
     notes.append("Sequences count as full: shorter documents make less work. Evaluations and checkpoints come on top")
     notes.append(
-        f"Memory is a formula, within {TOLERANCE:.0%} of peaks measured on a CPU, not checked on a GPU; the process and "
-        "CUDA's libraries come on top"
+        f"Memory is a formula, within {TOLERANCE:.0%} of peaks measured on a CPU, not checked on a GPU; the process "
+        "and CUDA's libraries come on top"
     )
     return notes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -14,7 +14,7 @@ from electra_fast.estimation.work import BERT_VOCABULARY, Work, meta_model
 from electra_fast.info import cpu_model
 from electra_fast.pretraining.config import ConfigError
 from electra_fast.pretraining.config_file import read_config
-from electra_fast.pretraining.hardware import GPUS, Gpu
+from electra_fast.pretraining.hardware import GPUS, Gpu, find_gpu
 from electra_fast.pretraining.throughput import flops_of_sequences
 
 # Published pretraining of encoders on H100 reaches 15 to 33%: NeoBERT (appendix A) 15, ModernBERT (table 3) base 26 and
@@ -120,12 +120,13 @@ def gpu_speed(gpu: Gpu, work: Work, precision: str, mfu: float | None = None) ->
         rate, source = known.flops_per_second, known.source(work)
     else:
         rate = peak * (ASSUMED_MFU if mfu is None else mfu)
-        source = f"assumed {rate / peak:.0%} MFU" if mfu is None else f"assumed {mfu:.3g} MFU, as given"
+        source = f"assumed {rate / peak:.0%} MFU" + (", as given" if mfu is not None else "")
     return Speed(gpu.name, rate, peak, gpu.memory_gb * 10**9, known is not None and mfu is None, source, gpu=gpu)
 
 
 def _is_of_gpu(measurement: Measurement, gpu: Gpu) -> bool:
-    return measurement.threads is None and re.search(rf"\b{gpu.model}\b", measurement.processor) is not None
+    found = find_gpu(measurement.processor)
+    return measurement.threads is None and found is not None and found.model == gpu.model
 
 
 def cpu_speed(work: Work, precision: str) -> Speed | None:
@@ -133,16 +134,12 @@ def cpu_speed(work: Work, precision: str) -> Speed | None:
     for known in measurements():
         if (known.processor, known.threads, known.precision) == (cpu_model(), torch.get_num_threads(), precision):
             name = f"{CPU}, {known.threads} threads"
-            return Speed(
-                name, known.flops_per_second, None, physical_memory(), True, known.source(work), on_cpu=True
-            )
+            return Speed(name, known.flops_per_second, None, physical_memory(), True, known.source(work), on_cpu=True)
     return None
 
 
 def physical_memory() -> int | None:
     """Bytes of this machine; None where the system doesn't say."""
-    import os
-
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf
