@@ -59,6 +59,7 @@ bench: $(VENV)/.installed-dev
 	mkdir -p build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=build/benchmark.json
 	$(BIN)/python -m benchmarks.report --save build/benchmark.json
+	$(BIN)/python -m benchmarks.measured
 
 $(VENV)/.torch: Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 10) and f"electra-fast needs Python 3.10 or newer, and $(PYTHON) is {v}: make PYTHON=/path/to/python3.10 ...")'

@@ -28,6 +28,6 @@ with ParallelCompile("ELECTRA_FAST_BUILD_JOBS"):  # that many files at a time; d
     setup(
         packages=[*find_packages(include=["electra_fast", "electra_fast.*"]), "electra_fast.kernels"],
         package_dir={"electra_fast.kernels": "kernels"},
-        package_data={"electra_fast": ["py.typed", "_C.pyi", "recipes/*.yaml"]},
+        package_data={"electra_fast": ["py.typed", "_C.pyi", "recipes/*.yaml", "estimation/*.json"]},
         ext_modules=[extension],
     )

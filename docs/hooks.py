@@ -68,7 +68,7 @@ def _command(name: str) -> str:
     parts = [f"## {name}", _prose(parser.description), f"```text\n{parser.usage}\n```"]
     shown = [action for action in _shown(parser._actions) if not _is_setting(action)]
     parts.append(_table(parser, sorted(shown, key=lambda action: bool(action.option_strings))))
-    if name == "pretrain":
+    if name in ("estimate", "pretrain"):
         parts.append("Every setting of [the recipe](recipe.md#every-setting) is an option too.")
     if parser.epilog:
         title, *lines = parser.epilog.splitlines()

@@ -81,7 +81,7 @@ def collect() -> Info:
     versions = {"electra-fast": electra_fast.__version__, "python": platform.python_version()}
     versions |= {name: _version(name) for name in _PACKAGES}
     versions["torch"] = torch.__version__  # with its build, e.g. +cpu, which the package's metadata may lack
-    devices = [f"cpu: {_cpu_model()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads in use"]
+    devices = [f"cpu: {cpu_model()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads in use"]
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         devices.append(
@@ -159,7 +159,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     """The processor's name; what `platform` knows of it where there is no /proc/cpuinfo."""
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as lines:

@@ -23,6 +23,7 @@ if not torch.cuda.is_available():
 
 # A machine with a GPU may lack the command line's libraries: what needs them is then left out.
 _OF_THE_COMMAND_LINE = [
+    "estimation",
     "fuzz",
     "pretraining",
     "serving",

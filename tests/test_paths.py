@@ -26,6 +26,7 @@ def _commands(place: Path | str) -> Iterator[list[str]]:
     text, tokenizer, corpus, run = (os.path.join(place, f"{name} é") for name in ("texte", "tok", "corpus", "run"))
     yield ["tokenizer", text, "--output", tokenizer, "--vocab-size", "80"]
     yield ["prepare", text, "--tokenizer", tokenizer, "--output", corpus]
+    yield ["estimate", "--config", "tiny", "--data.train", corpus, "--output", os.path.join(place, "plan é")]
     yield ["data", "stats", corpus, "--png", os.path.join(place, "longueurs é.png")]
     yield pretrain_arguments(corpus, run, 2, **{"data.valid": corpus, "training.save_every": 1})
     yield [*pretrain_arguments(corpus, run, 3, **{"data.valid": corpus, "training.save_every": 1}), "--resume"]

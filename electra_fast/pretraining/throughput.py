@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,7 @@ import torch
 from electra_fast.data.loader import Batch
 from electra_fast.models import ElectraConfig, ElectraForJointPreTraining
 from electra_fast.pretraining.config import TrainingConfig
-
-# Dense TFLOP/s of the vendors' data sheets, in 16 bits with float32 sums and in float32 without tensor cores; the first
-# name that the GPU's contains counts.
-_PEAKS = (
-    ("V100", 125.0, 15.7),
-    ("T4", 65.0, 8.1),
-    ("A100", 312.0, 19.5),
-    ("L40S", 362.0, 91.6),
-    ("L4", 121.0, 30.3),
-    ("RTX 3090", 71.0, 35.6),
-    ("RTX 4090", 165.2, 82.6),
-    ("H100 PCIe", 756.0, 51.0),
-    ("H100", 989.0, 67.0),
-    ("H200", 989.0, 67.0),
-)
+from electra_fast.pretraining.hardware import find_gpu
 
 
 def peak_flops(device: torch.device, settings: TrainingConfig) -> float | None:
@@ -34,11 +21,8 @@ def peak_flops(device: torch.device, settings: TrainingConfig) -> float | None:
         return settings.peak_tflops * 1e12
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    for known, half, single in _PEAKS:
-        if known in name:
-            return (single if settings.precision == "float32" else half) * 1e12
-    return None
+    gpu = find_gpu(torch.cuda.get_device_name(device))
+    return None if gpu is None else gpu.peak_flops(settings.precision)
 
 
 def step_flops(model: ElectraForJointPreTraining, batch: Batch, objective: str) -> float | None:
@@ -47,7 +31,12 @@ def step_flops(model: ElectraForJointPreTraining, batch: Batch, objective: str) 
     Matrix products only, forward and twice that backward; the vocabulary's only at masked tokens; look-ups are free.
     What is computed again for activation checkpointing does not count.
     """
-    lengths = np.diff(batch.cu_seqlens.numpy()).astype(np.float64)
+    return flops_of_sequences(model, np.diff(batch.cu_seqlens.numpy()), objective)
+
+
+def flops_of_sequences(model: ElectraForJointPreTraining, lengths: Sequence[int], objective: str) -> float | None:
+    """`step_flops` of sequences of so many tokens each. The model's weights are not looked at: it may be on "meta"."""
+    lengths = np.asarray(lengths, dtype=np.float64)
     tokens, masked = lengths.sum(), model.mask_prob * lengths.sum()
     small, large = model.generator.config, model.discriminator.config
     generator = _tower(small, lengths) + masked * _vocabulary(small)
