@@ -19,7 +19,7 @@ from electra_fast.finetuning.task import task_class
 from electra_fast.finetuning.train import finetune
 
 COLUMNS = {"english": "sentence", "chinese": "text_a"}
-EXAMPLES = 8000
+EXAMPLES = 2000
 
 
 def convert(source: Path, column: str, target: Path) -> None:

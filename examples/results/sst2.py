@@ -17,7 +17,7 @@ from electra_fast.finetuning.config import FinetuneConfig
 from electra_fast.finetuning.task import task_class
 from electra_fast.finetuning.train import finetune
 
-SETTINGS = {1000: (6, (5e-4, 1e-3, 2e-3)), 8000: (3, (3e-4, 5e-4, 1e-3))}  # labels: epochs, learning rates
+SETTINGS = {1000: (6, (5e-4, 1e-3, 2e-3)), 8000: (3, (5e-4,))}  # labels: epochs, learning rates
 AT_THE_END = 10**6  # updates between evaluations, more than there are
 
 
@@ -42,12 +42,12 @@ def main() -> None:
         epochs, rates = SETTINGS[labels]
         same = {"train_examples": labels, "epochs": epochs, "from_scratch": arguments.from_scratch}
         chosen = {}
-        for rate in rates:
+        for rate in rates if len(rates) > 1 else ():
             folder = arguments.output / f"choose-{labels}-{rate}"
             score = run(arguments.model, arguments.data / "choose", folder, learning_rate=rate, seeds=3, **same)
             chosen[rate] = score["median"]
             print(f"{labels} labels, rate {rate}: {score['median']:.2f} on sentences to choose by", flush=True)
-        best = max(chosen, key=chosen.__getitem__)
+        best = max(chosen, key=chosen.__getitem__) if chosen else rates[0]
         folder = arguments.output / f"score-{labels}"
         same |= {"learning_rate": best, "seeds": 5, "seed": 100}
         score = run(arguments.model, arguments.data / "score", folder, **same)
