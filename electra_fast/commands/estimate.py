@@ -19,11 +19,12 @@ def _parser() -> ArgumentParser:
     parser = command_parser(
         "estimate",
         SUMMARY,
-        "--config FILE|RECIPE [--SECTION.KEY VALUE ...] [--hardware NAME ...] [--gpus N] [--price PRICE] [--json]",
+        "--config FILE|RECIPE [--SECTION.KEY VALUE ...] [--hardware NAME ...] [OPTIONS]",
         "--config base --training.precision bfloat16 --hardware H100 --gpus 8 --price 2.5",
         "--config small --hardware here",
         more="\n\nEach row says whether its speed was measured, and where, or is assumed.\n"
-        f"Hardware: here (some steps are measured on this machine), cpu (this one, as measured before), {names}.\n"
+        "Hardware: here (some steps are measured on this machine), cpu (this one, as measured before),\n"
+        f"{names}.\n"
         "The config and its keys are those of `electra-fast pretrain`.",
     )
     parser.add_argument("--config", type=str, metavar="FILE", help="a config file, or the name of a recipe")
