@@ -64,7 +64,7 @@ class Comparison:
 
 
 def compare(model: str, data: Path, *, steps: int, task: str = "sst2") -> Comparison:
-    """Train both for `steps` updates of 32 examples, in the order that one seed draws, and predict the development set."""
+    """Train both for `steps` updates, in the order that one seed draws, and predict the development set."""
     config = FinetuneConfig(max_steps=steps, batch_size=BATCH_SIZE, dropout=0.0, device="cpu")
     prepared = prepare(task_class(task)(), model, data, config)
     with tempfile.TemporaryDirectory() as folder:
