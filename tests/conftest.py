@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import random
@@ -48,6 +49,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return not inside or inside[0] not in longest, bool(inside) and inside[0] in quickest
 
     items.sort(key=order)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: from here on no collection of garbage, which Trainer asks for, looks at it again."""
+    from electra_fast import patch_transformers
+
+    with patch_transformers():  # finds the modules named transformers, and remembers them, while they can be seen
+        pass
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
