@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,11 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: from here on no collection of garbage, which Trainer asks for, looks at it again."""
-    from electra_fast import patch_transformers
+    """What is imported by now stays: no collection of garbage, which each run of Trainer asks for, looks at it again."""
+    if "transformers" in sys.modules:
+        from electra_fast import patch_transformers
 
-    with patch_transformers():  # finds the modules named transformers, and remembers them, while they can be seen
-        pass
+        with patch_transformers():  # remembers the modules named transformers while they can be seen
+            pass
     gc.collect()
     gc.freeze()
 

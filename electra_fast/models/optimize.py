@@ -70,6 +70,6 @@ class patch_transformers:
 def _packages(current: ModuleType) -> list[ModuleType]:
     """All modules named as `current`, transformers: importing a model first replaces it, and who imported it before
     keeps the old."""
-    return [
-        module for module in gc.get_objects() if type(module) is type(current) and module.__name__ == current.__name__
-    ]
+    named = (module for module in gc.get_objects() if type(module) is type(current))
+    others = [module for module in named if module.__name__ == current.__name__ and module is not current]
+    return [current, *others]  # the collector may not show it: gc.freeze
