@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: no collection of garbage, which each run of Trainer asks for, looks at it again."""
+    """What is imported by now stays: no collection of garbage, as every run of Trainer asks for, sees it again."""
     if "transformers" in sys.modules:
         from electra_fast import patch_transformers
 
