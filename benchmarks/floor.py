@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import ElectraConfig
+from transformers import ElectraConfig, PreTrainedModel
 
 
 class Floor:
@@ -89,17 +89,12 @@ def pretraining_floor(
 
 
 def model_floor(
-    config: ElectraConfig,
-    lengths: Sequence[Sequence[int]],
-    head_rows: str,
-    device: str,
-    dtype: torch.dtype,
-    *,
-    training: bool,
+    model: PreTrainedModel, lengths: Sequence[Sequence[int]], device: str, dtype: torch.dtype, *, training: bool
 ) -> Floor:
-    """Of transformers' model on some batches; the head's first layer sees all "tokens" or the "sequences"."""
+    """Of transformers' model on batches of these lengths; a sequence classifier's head sees the first tokens only."""
+    config, is_classifier = model.config, "SequenceClassification" in type(model).__name__
     floor = Floor(device, dtype, training=training)
     for batch in lengths:
         floor.encoder(config, batch)
-        floor.linear(sum(batch) if head_rows == "tokens" else len(batch), config.hidden_size, config.hidden_size)
+        floor.linear(len(batch) if is_classifier else sum(batch), config.hidden_size, config.hidden_size)
     return floor
