@@ -17,6 +17,10 @@ SHAPES = {
     "cuda": [(16384, 64), (16384, 256), (16384, 768), (524288, 256), (174763, 768)],
 }
 DTYPES = {"cpu": [torch.float32, torch.bfloat16], "cuda": [torch.float32, torch.bfloat16, torch.float16]}
+# An element: forward adds, subtracts the mean, squares, adds, scales, and multiplies and adds the parameters; backward
+# has two sums over the row and two over the column, with their products, and the gradient itself. Dropout and residual
+# add two, without the random numbers.
+OPERATIONS = 18
 # What is asked for on two CPU cores in float32: (operator, shape) -> times PyTorch's speed.
 TARGETS = {
     ("layer_norm", (2048, 64)): 1.0,
@@ -61,6 +65,7 @@ def test_layer_norm(compare, copies, forward_backward, liger, device, shape, dty
         rivals=timed,
         inputs=copies(make_inputs),
         bytes_moved=5 * shape[0] * shape[1] * dtype.itemsize,  # x, y; dy, x, dx
+        flops=OPERATIONS * shape[0] * shape[1],
         target=target("layer_norm", shape, dtype),
     )
 
@@ -86,6 +91,7 @@ def test_dropout_add_layer_norm(compare, copies, forward_backward, device, shape
         plain=forward_backward(plain, (0, 1, 2, 3)),
         inputs=copies(make_inputs),
         bytes_moved=(6 + gradients) * shape[0] * shape[1] * dtype.itemsize,  # x, residual, y; dy, x, residual
+        flops=(OPERATIONS + 2) * shape[0] * shape[1],
         target=target(f"p={p:g}", shape, dtype),
     )
 

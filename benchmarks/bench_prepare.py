@@ -1,8 +1,8 @@
 """`prepare`, text on disk to a corpus on disk, beside the loop over transformers' fast tokenizer that people write.
 
-Ours runs in one process, as `electra-fast prepare` does unless it is told `--workers`; the tokenizer of the loop spreads
-a batch over all cores by itself. The text is made up: words as frequent as those of a language (Zipf's law), documents
-as long as Wikipedia's.
+Ours runs in one process, as `electra-fast prepare` does unless it is told `--workers`; the tokenizer of the loop
+spreads a batch over all cores by itself. The text is made up: words as frequent as those of a language (Zipf's law),
+documents as long as Wikipedia's.
 """
 
 from __future__ import annotations

@@ -181,8 +181,8 @@ def draw(result: Result, path: Path) -> None:
             color=grey,
             fontsize=7,
         )
-        if row.target is not None:
-            axes.plot([row.target] * 2, [height - 0.5, height + 0.5], color=grey, linewidth=2)
+        if "plain" in row.targets:
+            axes.plot([row.targets["plain"]] * 2, [height - 0.5, height + 0.5], color=grey, linewidth=2)
     axes.axvline(1, color=grey, linewidth=1)
     labels = [f"{row.operator} {row.shape} {row.dtype}" + _direction(row) for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
