@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 FLOOR = "floor"  # a job's matrix products alone: not a rival but what no rival could pass
+_OLD_FLOOR = "three products alone"
 SLOWER = "▼"  # marks a figure of a rival that is faster than ours
 # What makes another contestant faster, or claims to; slower than that one, it was set up wrongly. In the rooms whose
 # plain form is stock transformers itself there is no contestant "stock".
@@ -55,8 +56,11 @@ class Row:
         if not required <= extra_info.keys():
             return None
         values = {each.name: extra_info[each.name] for each in fields(cls) if each.name in extra_info}
-        if extra_info.get("target") is not None:  # the first files knew one rival that a ratio was asked to
+        # The first files knew one rival that a ratio was asked to, and another name for one of the floors.
+        if extra_info.get("target") is not None:
             values["targets"] = {"plain": extra_info["target"]}
+        for name in ("median", "spread", "peak_memory"):
+            values[name] = {FLOOR if key == _OLD_FLOOR else key: value for key, value in values[name].items()}
         return cls(**values)
 
     def ratio(self, rival: str = "plain") -> float:
@@ -137,7 +141,7 @@ def unfair_rivals(rows: Iterable[Row]) -> list[str]:
 
 
 def _against(row: Row, rival: str, ratio: float) -> str:
-    return f"{1 / ratio:.2f} times the floor" if rival == FLOOR else f"{ratio:.2f} times as fast as {rival}"
+    return f"{1 / ratio:.3f} times the floor" if rival == FLOOR else f"{ratio:.3f} times as fast as {rival}"
 
 
 def _asked(rival: str, ratio: float) -> str:
