@@ -16,9 +16,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks.rows import REST
 from electra_fast.models import joint
 
-REST = "rest"
 # Group -> names of operators as the profiler has them, matched from the start to the end. Ours are the classes of
 # electra_fast.models.blocks and the operators of electra_fast.ops; a backward pass is named after its forward. What
 # plain PyTorch does in pieces, such as dropout, ours does within a block.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.rows import FLOOR, Row, duration
+from benchmarks.rows import FLOOR, REST, Row, duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 GREY = "#808080"
 COLOURS = ("#1f9e8f", "#d98032", "#8f7fd1", "#5b8fd6", "#c4607c", "#8a9a3b", "#a9743a", "#4fa3c7", "#b06fb8", "#7a7a4f")
-_CONTESTANTS = {"ours": "#1f9e8f", "plain": "#d98032", "strong": "#8f7fd1", "stock": "#c4607c"}
+_CONTESTANTS = {"ours": "#1f9e8f", "plain": "#d98032", "strong": "#8f7fd1", "stock": "#d98032"}
 _OTHERS = "#5b8fd6"
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 _POINTS_IN_ALL = 26  # more labels would lie on each other
@@ -27,6 +27,7 @@ class _Bar(NamedTuple):
     value: float
     asked: float | None
     colour: str
+    note: str = ""  # beside the value
 
 
 def draw_all(result: Result, folder: Path) -> list[Path]:
@@ -63,9 +64,9 @@ def _jobs(result: Result) -> list[_Bar]:
     for row in result.jobs:
         for rival in ("plain", *row.rivals):
             if rival != FLOOR:
-                colour = _CONTESTANTS.get(rival, _OTHERS)
-                label = f"{row.name}\nbeside {rival}"
-                bars.append(_Bar(label, row.ratio(rival), row.targets.get(rival), colour))
+                colour, note = _CONTESTANTS.get(rival, _OTHERS), row.plain_name if rival == "plain" else rival
+                label = f"{row.operator}\n{row.shape}{row.direction_in_words}"
+                bars.append(_Bar(label, row.ratio(rival), row.targets.get(rival), colour, note))
     return bars
 
 
@@ -84,26 +85,26 @@ def _minor_dtypes(result: Result) -> set[str]:
 
 
 def ratio_bars(bars: list[_Bar], footer: str) -> Figure | None:
-    """From 1 outwards, so that what is slower points the other way; a tick where a ratio is asked for."""
+    """From 1 outwards, so that what is slower points the other way; a tick where a ratio is asked for.
+
+    Bars of one label stand together.
+    """
     from matplotlib.ticker import NullLocator
 
     if not bars:
         return None
-    lines = max(bar.label.count("\n") + 1 for bar in bars)
-    figure, axes = _figure(1.2 + (0.17 + 0.1 * lines) * len(bars), footer)
-    heights = range(len(bars))[::-1]
-    axes.barh(heights, [bar.value - 1 for bar in bars], left=1, color=[bar.colour for bar in bars], height=0.7)
+    figure, axes = _figure(1.2 + 0.24 * len(bars), footer)
+    for height, bar in enumerate(bars):
+        axes.barh(height, bar.value - 1, left=1, color=bar.colour, height=0.75)
+        text = f"{bar.value:.3g} {bar.note}".rstrip()
+        if bar.asked is not None:
+            axes.plot([bar.asked] * 2, [height - 0.45, height + 0.45], color=GREY, linewidth=2)
+        _note(axes, text, (max(1.0, bar.value, bar.asked or 0.0), height), 5)
     axes.set_xscale("log")
     values = [bar.value for bar in bars]
-    axes.set_xlim(min(0.7, min(values) / 1.4), max(2.0, max(values) * 1.4))
-    for height, bar in zip(heights, bars, strict=True):
-        offset, side = (4, "left") if bar.value >= 1 else (-4, "right")
-        _note(axes, f"{bar.value:.3g}", (bar.value, height), offset, ha=side, va="center")
-        if bar.asked is not None:
-            axes.plot([bar.asked] * 2, [height - 0.5, height + 0.5], color=GREY, linewidth=2)
+    axes.set_xlim(min(0.8, min(values) / 1.2), max(2.0, max(values) * (2.5 if bars[0].note else 1.4)))
     axes.axvline(1, color=GREY, linewidth=1)
-    axes.set_yticks(heights, [bar.label for bar in bars], fontsize=7)
-    axes.set_ylim(-0.6, len(bars) - 0.4)
+    _name_groups(axes, [bar.label for bar in bars])
     low, high = axes.get_xlim()
     axes.set_xticks([tick for tick in _TICKS if low <= tick <= high])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -133,7 +134,7 @@ def roofline(result: Result) -> Figure | None:
     low, high = min(row.intensity for row in rows) / 2, max(max(row.intensity for row in rows), gemm / copy) * 3
     xs = [low, gemm / copy, high]
     axes.plot(xs, [min(copy * x, gemm) / 1e9 for x in xs], color=GREY, linewidth=1.5)
-    _note(axes, f"a copy: {copy / 1e9:.3g} GB/s", (low * 1.2, copy * low * 1.2 / 1e9), 0, va="bottom", rise=16)
+    _note(axes, f"a copy: {copy / 1e9:.3g} GB/s", (2 * low, 2 * copy * low / 1e9), 6, va="top", rise=-4)
     _note(axes, f"a matrix product: {gemm / 1e9:.4g} GFLOP/s", (high, gemm / 1e9), 0, ha="right", va="bottom", rise=3)
     for number, row in enumerate(sorted(rows, key=lambda row: row.intensity)):
         axes.plot(row.intensity, row.rate / 1e9, "o", color=COLOURS[number % len(COLOURS)], markersize=5)
@@ -160,6 +161,7 @@ def breakdown(result: Result) -> Figure | None:
         return None
     figure, axes = _figure(1.9 + 0.55 * len(parts), result.footer)
     groups = list(dict.fromkeys(group for seconds in parts.values() for group in seconds))
+    groups.sort(key=lambda group: group == REST)
     starts = dict.fromkeys(parts, 0.0)
     for number, group in enumerate(groups):
         widths = [seconds.get(group, 0.0) for seconds in parts.values()]
@@ -182,7 +184,11 @@ def _peaks(result: Result) -> dict[str, dict[str, int]]:
     peaks = {f"pretraining step\n{shape}": each for shape, each in result.memory.items()}
     for row in result.jobs:
         if row.room in ("step", "models"):
-            known = {name: size for name, size in row.peak_memory.items() if size is not None and name != FLOOR}
+            known = {
+                row.plain_name if name == "plain" else name: size
+                for name, size in row.peak_memory.items()
+                if size is not None and name != FLOOR
+            }
             peaks[f"{row.operator}\n{row.shape}, {row.direction}"] = known
     return {job: sizes for job, sizes in peaks.items() if sizes}
 
@@ -197,9 +203,7 @@ def memory(result: Result) -> Figure | None:
     for height, (_, name, size) in enumerate(bars):
         axes.barh(height, size / 1e6, color=_CONTESTANTS.get(name, _OTHERS), height=0.75)
         _note(axes, f"{name} {size / 1e6:,.0f}", (size / 1e6, height), 4, va="center")
-    middles = [[at for at, bar in enumerate(bars) if bar[0] == job] for job in peaks]
-    axes.set_yticks([sum(each) / len(each) for each in middles], peaks, fontsize=7)
-    axes.invert_yaxis()
+    _name_groups(axes, [job for job, *_ in bars])
     axes.set_xlim(0, 1.25 * max(size for *_, size in bars) / 1e6)
     axes.set_xlabel("MB at the peak", color=GREY, fontsize=8)
     return figure
@@ -218,6 +222,13 @@ def _figure(height: float, footer: str, *, left_aligned: bool = True) -> tuple[F
         spine.set_color(GREY)
     axes.set_title(footer, loc="right", fontsize=6, color=GREY)
     return figure, axes
+
+
+def _name_groups(axes: Axes, labels: list[str]) -> None:
+    """Each label once, in the middle of its bars, from the top."""
+    places = {label: [at for at, each in enumerate(labels) if each == label] for label in labels}
+    axes.set_yticks([sum(each) / len(each) for each in places.values()], places, fontsize=7)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
 
 
 def _note(

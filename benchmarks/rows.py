@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+REST = "rest"  # the group of a breakdown that takes what is left
 FLOOR = "floor"  # a job's matrix products alone: not a rival but what no rival could pass
 _OLD_FLOOR = "three products alone"
 SLOWER = "▼"  # marks a figure of a rival that is faster than ours
-# What makes another contestant faster, or claims to; slower than that one, it was set up wrongly. In the rooms whose
-# plain form is stock transformers itself there is no contestant "stock".
+_OF_STOCK = ("models", "exported")  # rooms whose plain form is stock transformers itself
+# What makes another contestant faster, or claims to; slower than that one, it was set up wrongly.
 _PLAIN_FORMS = {
     "strong": ("plain",),
     "stock compiled": ("stock", "plain"),
@@ -68,6 +69,11 @@ class Row:
         return self.median[rival] / self.median["ours"]
 
     @property
+    def plain_name(self) -> str:
+        """What "plain" is in words."""
+        return "stock" if self.room in _OF_STOCK else "plain"
+
+    @property
     def rivals(self) -> list[str]:
         return [name for name in self.median if name not in ("ours", "plain")]
 
@@ -99,8 +105,12 @@ class Row:
     @property
     def name(self) -> str:
         """Operator, shape, dtype and direction, in words."""
-        direction = "" if self.direction == "forward + backward" else f", {self.direction}"
-        return f"{self.operator} {self.shape} {self.dtype}{direction}"
+        return f"{self.operator} {self.shape} {self.dtype}{self.direction_in_words}"
+
+    @property
+    def direction_in_words(self) -> str:
+        """ ", inference"; "" for what most rows are."""
+        return "" if self.direction == "forward + backward" else f", {self.direction}"
 
 
 def shows_slower(row: Row, rival: str) -> bool:

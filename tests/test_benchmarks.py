@@ -9,12 +9,17 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ElectraConfig, ElectraForPreTraining
 
-from benchmarks import inputs, jobs, report, serving, timing
-from benchmarks.rows import Row, format_table
+from benchmarks import breakdown, charts, inputs, jobs, report, serving, timing
+from benchmarks.floor import model_floor
+from benchmarks.rows import Row, format_table, missed_targets, slower_rows, unfair_rivals
 
 ROOT = Path(__file__).parents[1]
 ROW = Row(
@@ -154,6 +159,22 @@ def test_slow_contestants_are_timed_less_often():
     assert 7 <= rounds["plain"] < rounds["ours"] <= 200
 
 
+def test_calls_of_seconds_are_timed_three_times(monkeypatch):
+    now = 0.0
+
+    def take(seconds: float) -> float:
+        nonlocal now
+        now += seconds
+        return seconds
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    timer = timing.Timer("", {"ours": lambda: take(1.5), "plain": lambda: take(20.0), "strong": lambda: take(0.7)})
+    assert timing.choose_rounds("cpu", timer) == {"ours": 3, "plain": 3, "strong": 3}
+    assert now == 1.5 + 20.0 + 2 * 0.7
+    timer = timing.Timer("", {"ours": lambda: take(0.9), "plain": lambda: take(20.0)})
+    assert timing.choose_rounds("cpu", timer) == {"ours": 7, "plain": 3}
+
+
 PEAKS = """
 import torch
 from benchmarks import timing
@@ -185,6 +206,147 @@ def test_table_shows_what_was_measured():
     assert "plain's" not in first  # nothing in the whole column
 
 
+STEP = replace(
+    ROW,
+    room="step",
+    operator="pretraining step",
+    shape="ELECTRA-small, 16 x 128",
+    direction="forward + backward",
+    median={"ours": 0.5, "plain": 1.5, "strong": 0.8, "stock": 1.0, "stock compiled": 1.25, "floor": 0.4, "odd": 0.4},
+    spread={"ours": 0.03, "plain": 0.1},
+    peak_memory={"ours": 5_000_000, "plain": 9_000_000, "floor": 0},
+    bandwidth=None,
+    targets={"plain": 2.7, "strong": 2.0, "floor": 1 / 1.25},
+    rounds={"ours": 3, "plain": 3},
+    flops=2e9,
+    gemm_rate=1e10,
+    tokens=2048,
+    breakdown={"ours": {"matrix products": 0.3, "rest": 0.25}, "plain": {"dropout": 1.0, "rest": 0.6}},
+)
+
+
+def test_rows_ask_for_ratios_to_several_rivals():
+    assert STEP.targets_met == {"plain": True, "strong": False, "floor": True}
+    assert STEP.target_met is False
+    assert missed_targets([STEP, ROW]) == [f"{STEP.name}: 1.600 times as fast as strong; asked is 2"]
+    slow = replace(STEP, median=STEP.median | {"floor": 0.2})
+    assert missed_targets([slow])[1] == f"{STEP.name}: 2.500 times the floor; asked is at most 1.25"
+    lines = format_table([STEP], markdown=True).splitlines()
+    titles, _, values = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    row = dict(zip(titles, values, strict=True))
+    assert (row["times as fast"], row["asked"], row["met"], row["rounds"]) == ("3.00", "2.7", "**no**", "3")
+    assert row["as fast as strong"] == "1.60 (2: **missed**)"
+    assert row["times the floor"] == "1.25 (at most 1.25)"
+    assert row["as fast as stock compiled"] == "2.50"
+    assert (row["tokens/s"], row["GFLOP/s"]) == ("4,096", "4")
+
+
+def test_what_is_slower_than_a_rival_shows():
+    # The floor is no rival.
+    assert slower_rows([STEP, ROW]) == [f"{STEP.name}: 0.80 times as fast as odd"]
+    assert "**0.80** ▼" in format_table([STEP], markdown=True)
+
+
+def test_a_rival_slower_than_its_own_plain_form_is_told():
+    assert unfair_rivals([ROW, STEP]) == [f"{STEP.name}: stock compiled takes 1.25 times as long as stock"]
+    weak = replace(STEP, median={"ours": 1.0, "plain": 2.0, "strong": 2.5, "stock compiled": 1.9})
+    assert unfair_rivals([weak]) == [f"{STEP.name}: strong takes 1.25 times as long as plain"]
+
+
+def test_files_of_before_are_read():
+    older = {name: value for name, value in asdict(ROW).items() if name not in ("targets", "rounds", "flops")}
+    older["median"] = {"ours": 2e-4, "plain": 5e-4, "three products alone": 1e-4}
+    row = Row.of(older | {"target": 3.0})
+    assert (row.targets, row.rounds, row.flops, row.rivals) == ({"plain": 3.0}, {}, None, ["floor"])
+    assert Row.of({"peak_memory": {"ours": 1}}) is None
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_floor_has_the_products_of_the_model(training):
+    config = ElectraConfig(
+        vocab_size=50,
+        embedding_size=8,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        attn_implementation="eager",
+    )
+    model = ElectraForPreTraining(config)
+    counted = FlopCounterMode(display=False)
+    lengths = [5, 7, 5]
+    with counted:
+        for length in lengths:
+            logits = model(torch.randint(50, (1, length))).logits
+            if training:
+                logits.sum().backward()
+    floor = model_floor(model, [lengths], "cpu", torch.float32, training=training)
+    last_layer = 2 * sum(lengths) * config.hidden_size  # to one logit a token: no product worth its name
+    assert floor.flops == counted.get_total_flops() - last_layer * (3 if training else 1)
+    floor()
+
+
+def test_every_operator_of_a_step_has_a_group():
+    named = {
+        "aten::addmm": "matrix products",
+        "_AttentionBlockBackward": "attention, dropout, add, LayerNorm (a block)",
+        "_FeedForwardBlock": "GELU, dropout, add, LayerNorm (a block)",
+        "varlen_attention_eagerBackward": "attention",
+        "dropout_add_layer_norm_eager": "LayerNorm",
+        "aten::gelu_backward": "GELU",
+        "embedding_layer_norm_eagerBackward": "embedding",
+        "linear_cross_entropy_sample_eager": "generator head",
+        "electra_fast::sample_tokens": "generator head",
+        "mask_tokens": "masking",
+        "rtd_bce_eager": "RTD loss",
+        "Optimizer.step#AdamW.step": "optimizer",
+        "aten::bernoulli_": "dropout",
+        "aten::view": "rest",
+        "aten::mm_of_another_kind": "rest",
+    }
+    assert {name: breakdown.group_of(name) for name in named} == named
+
+
+def test_breakdown_is_of_the_step():
+    weight = torch.randn(64, 64, requires_grad=True)
+
+    def step() -> None:
+        F.gelu(weight @ weight).sum().backward()
+
+    step()
+    seconds = breakdown.seconds_by_group(step, "cpu")
+    assert {"matrix products", "GELU", "rest"} <= seconds.keys()
+    assert not {"attention", "optimizer"} & seconds.keys()
+    assert all(taken > 0 for taken in seconds.values())
+
+
+def test_page_begins_with_the_jobs(tmp_path):
+    folder = tmp_path / "results" / "jobs"
+    folder.mkdir(parents=True)
+    for path in (report.JOBS).glob("*.json"):
+        (folder / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    peaks = {"extra_info": {"peak_memory": {"ours": 2_000_000, "plain": 8_000_000}, "shape": "ELECTRA-small, 64 x 128"}}
+    layer_norm = replace(ROW, flops=1e7, gemm_rate=1e10)
+    written = [{"extra_info": asdict(row)} for row in (layer_norm, STEP)] + [peaks]
+    path = result_file(tmp_path, [ROW], benchmarks=written)
+    options = ["--results", str(tmp_path / "results"), "--docs", str(tmp_path / "docs")]
+    assert report.main([*options, "--save", str(path)]) == 0
+    text = (tmp_path / "docs" / "performance.md").read_text(encoding="utf-8")
+    before, _, details = text.partition("## How the figures are taken")
+    assert (
+        "| pretraining step | ELECTRA-small, 16 x 128 | 500 ms | 4,096 | 3.00 (2.7) | 1.60 (2: **missed**) |" in before
+    )
+    assert "times as fast as odd" in before
+    assert "stock compiled takes 1.25 times as long as stock" in before
+    assert "| `serve`, 200 clients | " in before
+    assert "| layer_norm | [2048, 256] |" in details
+    assert "| matrix products | 300 ms |  |" in details
+    assert "| 2 MB | 8 MB |" in details
+    for name in charts.CHARTS:
+        assert f"performance-cpu-a-chip-{name}.png" in before
+        assert (tmp_path / "docs" / "images" / f"performance-cpu-a-chip-{name}.png").stat().st_size > 5000
+
+
 def test_report_is_written_from_result_files(tmp_path, capsys):
     results, docs = tmp_path / "results", tmp_path / "docs"
     options = ["--results", str(results), "--docs", str(docs)]
@@ -193,7 +355,7 @@ def test_report_is_written_from_result_files(tmp_path, capsys):
     text = (docs / "performance.md").read_text()
     assert "| layer_norm | [2048, 256] | float32 | forward | 200 µs |" in text
     assert "| layer_norm | not measured | not measured | not measured |" in text
-    assert (docs / "images" / "performance-cpu-a-chip.png").stat().st_size > 5000
+    assert (docs / "images" / "performance-cpu-a-chip-operators.png").stat().st_size > 5000
 
     assert "No GPU has been measured" in text
 
@@ -219,8 +381,8 @@ def test_page_is_the_one_made_of_the_committed_results():
     results = report.newest(report.RESULTS)
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert page == report.page(results), "run python -m benchmarks.report"
-    for result in results:
-        assert (ROOT / "docs" / "images" / f"performance-{result.slug}.png").exists()
+    images = {charts.image_name(result, name) for result in results for name in charts.names(result)}
+    assert {path.name for path in (ROOT / "docs" / "images").glob("performance-*.png")} == images
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
