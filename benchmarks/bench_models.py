@@ -1,8 +1,8 @@
 """The drop-in models beside stock transformers: ELECTRA-small, on sentences with their padding and at full length.
 
 A training step is what fine-tuning does: forward, backward, AdamW, with dropout. `stock compiled` is torch.compile of
-stock, with dynamic shapes for sentences: of the whole model in inference, of its layers in training ("regional
-compilation" of PyTorch's tutorials), which as a whole takes minutes to compile. `floor` is the products of the real
+stock, with dynamic shapes for sentences: of the whole model in inference on a CPU, else of its layers ("regional
+compilation" of PyTorch's tutorials), since the whole takes minutes to compile. `floor` is the products of the real
 tokens alone.
 """
 
@@ -44,7 +44,8 @@ def calls_of(model: PreTrainedModel, batches: list[Batch], *, with_mask: bool) -
 
 def compiled(stock: PreTrainedModel, direction: str, *, is_measured: bool, dynamic: bool) -> PreTrainedModel:
     model = copy.deepcopy(stock)
-    for part in [model] if direction == "inference" else model.electra.encoder.layer:
+    parts = [model] if direction == "inference" and DEVICE == "cpu" else model.electra.encoder.layer
+    for part in parts:
         part.compile(backend="inductor" if is_measured else "eager", dynamic=dynamic)
     return model
 

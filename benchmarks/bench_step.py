@@ -37,7 +37,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}[DEVICE]
 # Size: sequences, tokens in each.
 SHAPES = {"cpu": {"small": (16, 128), "base": (4, 512)}, "cuda": {"small": (128, 128), "base": (32, 512)}}
-RIVALS = {"cpu": ["strong"], "cuda": ["strong", "stock", "stock compiled"]}
+# Of whole models, so that each costs a minute or two to compile.
+RIVALS = {
+    "cpu": {"small": ["strong"], "base": ["strong"]},
+    "cuda": {"small": ["strong", "stock", "stock compiled"], "base": ["stock", "stock compiled"]},
+}
 # What is asked for: on two CPU cores, in float32; and on a GPU.
 TARGETS = {
     "cpu": {"small": {"plain": 2.7, "strong": 1.6, "floor": 1 / 1.25}, "base": {"strong": 1.3}},
@@ -78,7 +82,7 @@ def with_optimizer(contestant: Contestant, ids: Tensor) -> Callable[[], None]:
 def test_pretraining_step(compare, copies, benchmark, size):
     sequences, length = SHAPES[DEVICE][size] if benchmark.enabled else QUICK
     contestants = Contestants(size, DEVICE, DTYPE, compiled=benchmark.enabled)
-    made = {name: contestants[name] for name in ("ours", "plain", *RIVALS[DEVICE])}
+    made = {name: contestants[name] for name in ("ours", "plain", *RIVALS[DEVICE][size])}
     steps = {name: each.step for name, each in made.items()}
     floor = pretraining_floor(CONFIGS[size](), sequences, length, masked_of(length), DEVICE, DTYPE)
     inputs = copies(partial(make_text, sequences, length))
@@ -126,7 +130,7 @@ def test_peak_memory(benchmark):
     """What a step of 64 x 128 takes at its peak, gradients included."""
     sequences, length = (64, 128) if benchmark.enabled else QUICK
     peaks = {}
-    for name in ("ours", "plain", "strong"):
+    for name in ("ours", "plain", *(["strong"] if DEVICE == "cpu" else [])):  # on CUDA the step's row is as exact
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             peaks[name] = process.submit(peak_of, name, sequences, length, benchmark.enabled).result()
     benchmark.pedantic(Contestants("small", DEVICE, DTYPE, compiled=False)["ours"].step, make_text(sequences, length))
@@ -134,5 +138,6 @@ def test_peak_memory(benchmark):
         pytest.skip("this system does not tell its peak")
     print({name: f"{peak / 2**20:,.0f} MiB" for name, peak in peaks.items()}, f"a step of {sequences} x {length}")
     print(f"{peaks['ours'] / peaks['plain']:.2f} of plain's; at most 0.33 asked")
-    print(f"{peaks['ours'] / peaks['strong']:.2f} of strong's; at most 0.70 asked")
+    if "strong" in peaks:
+        print(f"{peaks['ours'] / peaks['strong']:.2f} of strong's; at most 0.70 asked")
     benchmark.extra_info.update(peak_memory=peaks, shape=f"ELECTRA-small, {sequences} x {length}")

@@ -323,8 +323,16 @@ def test_breakdown_is_of_the_step():
 def test_page_begins_with_the_jobs(tmp_path):
     folder = tmp_path / "results" / "jobs"
     folder.mkdir(parents=True)
-    for path in (report.JOBS).glob("*.json"):
-        (folder / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    facts = {"date": "2026-11-23", "commit": "fedcba9876543210", "devices": ["cpu: A Chip"]}
+    loads = {"ours": [{"throughput": x} for x in (90.0, 100.0, 300.0)], "naive": [{"throughput": 12.5}]}
+    timed = {"steps": 200, "model": "2 layers", "seconds": {"ours": 80.0, "stock": 200.0}}
+    exported = {"texts": 9, "model": "2 layers", "package": "onnx-int8", "wall_seconds": {"package": 2.0, "stock": 9.0}}
+    for name, values in (
+        ("serving", loads | {"clients": 50}),
+        ("finetuning", timed),
+        ("exported-onnx-int8", exported),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(facts | {"name": name} | values), encoding="utf-8")
     peaks = {"extra_info": {"peak_memory": {"ours": 2_000_000, "plain": 8_000_000}, "shape": "ELECTRA-small, 64 x 128"}}
     layer_norm = replace(ROW, flops=1e7, gemm_rate=1e10)
     written = [{"extra_info": asdict(row)} for row in (layer_norm, STEP)] + [peaks]
@@ -338,7 +346,9 @@ def test_page_begins_with_the_jobs(tmp_path):
     )
     assert "times as fast as odd" in before
     assert "stock compiled takes 1.25 times as long as stock" in before
-    assert "| `serve`, 200 clients | " in before
+    assert "| `serve`, 50 clients | 100 requests/s | a naive service | 12.5 requests/s | 8.00 | 2026-11-23," in before
+    assert "| `finetune`, 200 steps, 2 layers | 80 s | transformers' Trainer, padded | 200 s | 2.50 |" in before
+    assert "| `export`, onnx-int8, 9 texts, 2 layers | 2 s | stock in float32 | 9 s | 4.50 |" in before
     assert "| layer_norm | [2048, 256] |" in details
     assert "| matrix products | 300 ms |  |" in details
     assert "| 2 MB | 8 MB |" in details
