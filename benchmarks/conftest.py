@@ -40,6 +40,7 @@ _clock = _Clock()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.option.benchmark_quiet = True  # its table of ours alone would hide that of all
     config.stash[_ROWS] = []
 
 
@@ -54,9 +55,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if not config.stash[_ROWS]:
         return
-    terminalreporter.section("ours beside plain PyTorch")
+    terminalreporter.section("ours beside plain PyTorch and others")
     rows = config.stash[_ROWS]
-    terminalreporter.write_line(format_table(rows))
+    terminalreporter.write_line(format_table(rows, brief=True))
     for title, lines in (
         ("slower than a rival", slower_rows(rows)),
         ("missed", missed_targets(rows)),
