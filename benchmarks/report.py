@@ -68,7 +68,7 @@ _METHOD = f"""\
 - *Times as fast* is the median time of a rival over ours. All are timed in turn in one run, on fresh inputs that
   are rotated through more memory than the caches hold (CPU: twice the last-level cache, at most 128 MB, since a virtual
   machine shares its last level with others; CUDA: four times the L2). *±* is the interquartile range over the median,
-  *rounds* how often ours was timed; calls of over a second three times.
+  *rounds* how often ours was timed: calls of seconds as often as ten seconds allow, at least three times.
 - *Plain* is plain PyTorch: for the pretraining step `benchmarks/plain.py`, for models and the exported one stock
   transformers in eager mode, padding and all. *Strong* is plain with the vocabulary projection at masked positions
   only, compiled by `torch.compile`. *Stock compiled* is `torch.compile` of transformers' class; in training of each

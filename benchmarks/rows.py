@@ -11,8 +11,8 @@ FLOOR = "floor"  # a job's matrix products alone: not a rival but what no rival 
 _OLD_FLOOR = "three products alone"
 SLOWER = "▼"  # marks a figure of a rival that is faster than ours
 _OF_STOCK = ("models", "exported")  # rooms whose plain form is stock transformers itself
-# What was compiled to be faster than another contestant; slower than that one, it was set up wrongly. (Fused losses that
-# save memory are none of these: to sample they make the logits again.)
+# What was compiled to be faster than another contestant; slower than that one, it was set up wrongly. (Fused losses
+# that save memory are none of these: to sample they make the logits again.)
 _PLAIN_FORMS = {"strong": ("plain",), "stock compiled": ("stock", "plain")}
 _NOISE = 1.05  # medians of one run differ by that
 

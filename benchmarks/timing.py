@@ -18,8 +18,9 @@ Thunk = Callable[[], Any]
 # Seconds of timing a row, shared out evenly; a GPU that nobody shares is steady.
 _BUDGET = {"cpu": 1.2, "cuda": 0.3}
 _FEWEST_ROUNDS, _MOST_ROUNDS = 7, 200
-# Calls of seconds vary little from one to the next, and a suite of minutes has no time for seven.
-_SLOW, _FEWEST_SLOW_ROUNDS = 1.0, 3
+# Calls of seconds vary little from one to the next, and a suite of minutes has no time for seven: as many as fit.
+_FEWEST_SLOW_ROUNDS, _SECONDS_FOR_SLOW = 3, 10.0
+_SLOW = 1.0  # one call warms up enough, and tells how long the next will take
 _LAUNCH_BOUND = 1e-3  # seconds; below it, Python may take longer to launch than the device to run: replay a CUDA graph
 
 
@@ -135,7 +136,7 @@ def choose_rounds(device: str, timer: Timer) -> dict[str, int]:
     share = _BUDGET[device] / len(seconds)
     rounds = {}
     for name, each in seconds.items():
-        fewest = _FEWEST_SLOW_ROUNDS if each > _SLOW else _FEWEST_ROUNDS
+        fewest = max(_FEWEST_SLOW_ROUNDS, min(_FEWEST_ROUNDS, int(_SECONDS_FOR_SLOW / each)))
         rounds[name] = max(fewest, min(_MOST_ROUNDS, int(share / each)))
     return {name: min(count, rounds["ours"]) for name, count in rounds.items()}
 
