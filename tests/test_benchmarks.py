@@ -17,9 +17,12 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ElectraConfig, ElectraForPreTraining
 
-from benchmarks import breakdown, charts, inputs, jobs, report, serving, timing
+from benchmarks import breakdown, charts, inputs, jobs, measured, report, serving, timing
 from benchmarks.floor import model_floor
 from benchmarks.rows import Row, format_table, missed_targets, slower_rows, unfair_rivals
+from electra_fast.estimation import speed
+from electra_fast.estimation.report import estimate
+from electra_fast.pretraining.config_file import read_config
 
 ROOT = Path(__file__).parents[1]
 ROW = Row(
@@ -37,6 +40,23 @@ ROW = Row(
     bandwidth=2.1e10,
     copy_bandwidth=4.2e10,
     targets={"plain": 2.0},
+)
+STEP = replace(
+    ROW,
+    room="step",
+    operator="pretraining step",
+    shape="ELECTRA-small, 16 x 128",
+    direction="forward + backward",
+    median={"ours": 0.5, "plain": 1.5, "strong": 0.8, "stock": 1.0, "stock compiled": 1.25, "floor": 0.4, "odd": 0.4},
+    spread={"ours": 0.03, "plain": 0.1},
+    peak_memory={"ours": 5_000_000, "plain": 9_000_000, "floor": 0},
+    bandwidth=None,
+    targets={"plain": 2.7, "strong": 2.0, "floor": 1 / 1.25},
+    rounds={"ours": 3, "plain": 3},
+    flops=2e9,
+    gemm_rate=1e10,
+    tokens=2048,
+    breakdown={"ours": {"matrix products": 0.3, "rest": 0.25}, "plain": {"dropout": 1.0, "rest": 0.6}},
 )
 # Sleeps that only move the clock: on a busy machine a real one takes as long as it likes.
 TWO_SLEEPS = """
@@ -175,6 +195,27 @@ def test_calls_of_seconds_are_timed_at_least_three_times(monkeypatch):
     assert timing.choose_rounds("cpu", timer) == {"ours": 7, "plain": 3}
 
 
+def test_estimate_takes_the_measured_step_that_is_nearest_to_the_run(tmp_path, monkeypatch):
+    times = {"small, 16 x 128": 2.0, "base, 4 x 512": 16.0}
+    steps = [
+        replace(STEP, shape=f"ELECTRA-{name}, dropout 0.1", median=STEP.median | {"ours": seconds})
+        for name, seconds in times.items()
+    ]
+    result_file(tmp_path, steps)
+    records = measured.measured(tmp_path)
+    assert [(each["recipe"], each["length"], each["precision"]) for each in records] == [
+        ("small", 128, "float32"),
+        ("base", 512, "float32"),
+    ]
+    monkeypatch.setattr(speed, "measurements", lambda: [speed.Measurement(**each) for each in records])
+    monkeypatch.setattr(speed, "cpu_model", lambda: "A (R) Chip")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for recipe, tokens in (("small", 2048 / 2.0), ("base", 2048 / 16.0)):
+        assert estimate(read_config(recipe)).rows[0].tokens_per_second == pytest.approx(tokens)
+    assert "base, 4 x 512" in estimate(read_config("large")).rows[0].efficiency
+    assert "small, 16 x 128" in estimate(read_config("small", {"data.max_length": 64})).rows[0].efficiency
+
+
 PEAKS = """
 import torch
 from benchmarks import timing
@@ -204,25 +245,6 @@ def test_table_shows_what_was_measured():
     assert (second["ours"], second["times as fast"], second["met"]) == ("5 ms", "1.00", "**no**")
     assert (second["as fast as liger"], first["as fast as liger"], second["GB/s"]) == ("2.00", "", "")
     assert "plain's" not in first  # nothing in the whole column
-
-
-STEP = replace(
-    ROW,
-    room="step",
-    operator="pretraining step",
-    shape="ELECTRA-small, 16 x 128",
-    direction="forward + backward",
-    median={"ours": 0.5, "plain": 1.5, "strong": 0.8, "stock": 1.0, "stock compiled": 1.25, "floor": 0.4, "odd": 0.4},
-    spread={"ours": 0.03, "plain": 0.1},
-    peak_memory={"ours": 5_000_000, "plain": 9_000_000, "floor": 0},
-    bandwidth=None,
-    targets={"plain": 2.7, "strong": 2.0, "floor": 1 / 1.25},
-    rounds={"ours": 3, "plain": 3},
-    flops=2e9,
-    gemm_rate=1e10,
-    tokens=2048,
-    breakdown={"ours": {"matrix products": 0.3, "rest": 0.25}, "plain": {"dropout": 1.0, "rest": 0.6}},
-)
 
 
 def test_rows_ask_for_ratios_to_several_rivals():
