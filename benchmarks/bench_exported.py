@@ -17,7 +17,6 @@ from electra_fast import bench
 from electra_fast.deployment import load
 from electra_fast.deployment.export import export_model
 from electra_fast.deployment.padding import pad
-from electra_fast.twins import fast_twin
 
 BATCH_SIZE, BATCHES = 32, 4
 TINY = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1}
@@ -48,12 +47,10 @@ def test_int8_classifier(compare, benchmark, tmp_path):
         for batch in batches
         for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
     ]
-    fast = fast_twin(stock)
     compare(
         "exported classifier, onnx-int8",
         ours=package.run,
         plain=lambda given: infer(stock, given),
-        rivals={"ours in float32": lambda given: infer(fast, given)},
         inputs=[(features,)],
         shape=f"{len(features)} sentences",
         dtype="int8",

@@ -155,6 +155,7 @@ def test_loading(compare, benchmark, corpora, mode):
         inputs=inputs,
         shape=mode,
         dtype="uint16",
+        direction="a batch",
         bytes_moved=batch.num_tokens * (2 + 8),
         tokens=batch.num_tokens,
     )

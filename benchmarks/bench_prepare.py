@@ -24,8 +24,8 @@ WORDS, KNOWN_WORDS = 50_000, 28_000  # in the text, and whole in the vocabulary
 BATCH = 1000  # documents
 
 
-def write_text(path: Path, tokens: int) -> BertTokenizer:
-    """About so many tokens, a paragraph a line, documents apart by an empty line; and a tokenizer for it."""
+def write_text(path: Path, words_in_all: int) -> BertTokenizer:
+    """About so many words, a paragraph a line, documents apart by an empty line; and a tokenizer for it."""
     g = np.random.default_rng(0)
     letters = np.array(list(string.ascii_lowercase))
     words = list(dict.fromkeys("".join(g.choice(letters, n)) for n in g.integers(2, 11, WORDS)))
@@ -33,7 +33,7 @@ def write_text(path: Path, tokens: int) -> BertTokenizer:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", *string.ascii_lowercase]
     vocabulary += [f"##{piece}" for piece in pieces] + words[:KNOWN_WORDS]
     shares = 1 / (np.arange(len(words)) + 2.7)
-    lengths = np.maximum(1, np.exp(g.normal(5.5, 1, tokens // 200))).astype(np.int64)
+    lengths = np.maximum(1, np.exp(g.normal(5.5, 1, words_in_all // 400))).astype(np.int64)
     drawn = g.choice(len(words), int(lengths.sum()), p=shares / shares.sum())
     with path.open("w", encoding="utf-8") as file:
         for indices in np.split(drawn, lengths.cumsum()[:-1]):
@@ -72,7 +72,7 @@ def plain_prepare(path: Path, tokenizer: BertTokenizer, output: Path) -> np.ndar
 @pytest.mark.timeout(300)
 def test_prepare(compare, benchmark, tmp_path):
     text = tmp_path / "text.txt"
-    tokenizer = write_text(text, 1_000_000 if benchmark.enabled else 20_000)
+    tokenizer = write_text(text, 400_000 if benchmark.enabled else 20_000)
 
     def ours(path: Path) -> int:
         return prepare(path, tokenizer, tmp_path / "ours", progress=False, overwrite=True).tokens
@@ -90,5 +90,6 @@ def test_prepare(compare, benchmark, tmp_path):
         inputs=[(text,)],
         shape=f"{tokens:,} tokens of made-up text",
         dtype="uint16",
+        direction="one process",
         tokens=tokens,
     )
