@@ -64,7 +64,7 @@ def _jobs(result: Result) -> list[_Bar]:
     for row in result.jobs:
         for rival in ("plain", *row.rivals):
             if rival != FLOOR:
-                colour, note = _CONTESTANTS.get(rival, _OTHERS), row.plain_name if rival == "plain" else rival
+                colour, note = _CONTESTANTS.get(rival, _OTHERS), row.named(rival)
                 label = f"{row.operator}\n{row.shape}{row.direction_in_words}"
                 bars.append(_Bar(label, row.ratio(rival), row.targets.get(rival), colour, note))
     return bars
@@ -185,9 +185,7 @@ def _peaks(result: Result) -> dict[str, dict[str, int]]:
     for row in result.jobs:
         if row.room in ("step", "models"):
             known = {
-                row.plain_name if name == "plain" else name: size
-                for name, size in row.peak_memory.items()
-                if size is not None and name != FLOOR
+                row.named(name): size for name, size in row.peak_memory.items() if size is not None and name != FLOOR
             }
             peaks[f"{row.operator}\n{row.shape}, {row.direction}"] = known
     return {job: sizes for job, sizes in peaks.items() if sizes}

@@ -302,9 +302,11 @@ def _whole_job(path: Path) -> list[str]:
     if result["name"] == "finetuning":
         job, rival = f"`finetune`, {result['steps']} steps, {result['model']}", "transformers' Trainer, padded"
         seconds, keys = result["seconds"], ("ours", "stock")
-    else:
+    elif result["name"].startswith("exported"):
         job, rival = f"`export`, {result['package']}, {result['texts']} texts, {result['model']}", "stock in float32"
         seconds, keys = result["wall_seconds"], ("package", "stock")
+    else:  # nothing is known of its figures but where they are
+        return [f"`{result['command']}`", "", "", "", "", measured]
     ours, theirs = (seconds[key] for key in keys)
     return [job, duration(ours), rival, duration(theirs), f"{theirs / ours:.2f}", measured]
 

@@ -63,10 +63,9 @@ class Row:
         """How many times as fast a rival ours is."""
         return self.median[rival] / self.median["ours"]
 
-    @property
-    def plain_name(self) -> str:
-        """What "plain" is in words."""
-        return "stock" if self.room in _OF_STOCK else "plain"
+    def named(self, contestant: str) -> str:
+        """A contestant in words: what "plain" is differs."""
+        return "stock" if contestant == "plain" and self.room in _OF_STOCK else contestant
 
     @property
     def rivals(self) -> list[str]:
@@ -116,7 +115,7 @@ def shows_slower(row: Row, rival: str) -> bool:
 def slower_rows(rows: Iterable[Row]) -> list[str]:
     """A line for each row and rival that is faster than ours."""
     return [
-        f"{row.name}: {row.ratio(rival):.2f} times as fast as {rival}"
+        f"{row.name}: {row.ratio(rival):.2f} times as fast as {row.named(rival)}"
         for row in rows
         for rival in ("plain", *row.rivals)
         if shows_slower(row, rival)
@@ -141,13 +140,12 @@ def unfair_rivals(rows: Iterable[Row]) -> list[str]:
             form = next((name for name in forms if name in row.median), None)
             if rival in row.median and form is not None and row.median[rival] > _NOISE * row.median[form]:
                 slower = row.median[rival] / row.median[form]
-                name = row.plain_name if form == "plain" else form
-                lines.append(f"{row.name}: {rival} takes {slower:.2f} times as long as {name}")
+                lines.append(f"{row.name}: {rival} takes {slower:.2f} times as long as {row.named(form)}")
     return lines
 
 
 def _against(row: Row, rival: str, ratio: float) -> str:
-    return f"{1 / ratio:.3f} times the floor" if rival == FLOOR else f"{ratio:.3f} times as fast as {rival}"
+    return f"{1 / ratio:.3f} times the floor" if rival == FLOOR else f"{ratio:.3f} times as fast as {row.named(rival)}"
 
 
 def _asked(rival: str, ratio: float) -> str:

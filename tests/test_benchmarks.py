@@ -271,6 +271,8 @@ def test_what_is_slower_than_a_rival_shows():
 
 def test_a_rival_slower_than_its_own_plain_form_is_told():
     assert unfair_rivals([ROW, STEP]) == [f"{STEP.name}: stock compiled takes 1.25 times as long as stock"]
+    model = replace(STEP, room="models", median={"ours": 1.0, "plain": 2.0, "stock compiled": 2.2})
+    assert unfair_rivals([model]) == [f"{STEP.name}: stock compiled takes 1.10 times as long as stock"]
     weak = replace(STEP, median={"ours": 1.0, "plain": 2.0, "strong": 2.5, "stock compiled": 1.9})
     assert unfair_rivals([weak]) == [f"{STEP.name}: strong takes 1.25 times as long as plain"]
 
