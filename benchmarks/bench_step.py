@@ -12,6 +12,7 @@ also shows page faults, where ours spends its time, and what a step takes at its
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -127,10 +128,13 @@ def peak_of(name: str, sequences: int, length: int, compiled: bool) -> int | Non
 
 @pytest.mark.timeout(900)
 def test_peak_memory(benchmark):
-    """What a step of 64 x 128 takes at its peak, gradients included."""
+    """What a step of 64 x 128 takes at its peak, gradients included.
+
+    Strong, which takes minutes to compile, only under ELECTRA_FAST_TEST_ALL=1; the step's row has it at another batch.
+    """
     sequences, length = (64, 128) if benchmark.enabled else QUICK
     peaks = {}
-    for name in ("ours", "plain", *(["strong"] if DEVICE == "cpu" else [])):  # on CUDA the step's row is as exact
+    for name in ("ours", "plain", *(["strong"] if os.environ.get("ELECTRA_FAST_TEST_ALL") == "1" else [])):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             peaks[name] = process.submit(peak_of, name, sequences, length, benchmark.enabled).result()
     benchmark.pedantic(Contestants("small", DEVICE, DTYPE, compiled=False)["ours"].step, make_text(sequences, length))
