@@ -2,7 +2,7 @@
 
 `plain` is benchmarks/plain.py, `strong` the same with the vocabulary projection at masked positions only, compiled by
 torch.compile, and `floor` the step's matrix products alone. On a GPU also `stock`, transformers' two classes, and the
-same compiled, which on a CPU takes minutes to compile and is slower than `strong`. No optimizer.
+same compiled, which on a CPU takes minutes to compile and computes more than `strong`. No optimizer.
 
     python -m pytest benchmarks/bench_step.py -s
 
