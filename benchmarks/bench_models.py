@@ -43,6 +43,7 @@ def calls_of(model: PreTrainedModel, batches: list[Batch], *, with_mask: bool) -
 
 
 def compiled(stock: PreTrainedModel, direction: str, *, is_measured: bool, dynamic: bool) -> PreTrainedModel:
+    torch.compiler.reset()  # else what was compiled for other models counts towards the limit of recompilations
     model = copy.deepcopy(stock)
     parts = [model] if direction == "inference" and DEVICE == "cpu" else model.electra.encoder.layer
     for part in parts:

@@ -121,6 +121,7 @@ class Contestants:
     NAMES = ("ours", "plain", "strong", "stock", "stock compiled")
 
     def __init__(self, size: str, device: str, dtype: torch.dtype = torch.float32, *, compiled: bool = True) -> None:
+        torch.compiler.reset()  # what was compiled for other models counts towards the limit of recompilations
         self._configs, self._device, self._dtype = CONFIGS[size](), device, dtype
         self._compile = partial(torch.compile, backend="inductor" if compiled else "eager", dynamic=False)
         self._joint = ElectraForJointPreTraining(*self._configs).to(device).train()
