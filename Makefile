@@ -30,7 +30,7 @@ help:
 	@echo "make lint    check style only"
 	@echo "make format  put the style right"
 	@echo "make docs    build the manual into build/docs; open build/docs/index.html"
-	@echo "make bench   measure the operators and write docs/performance.md (minutes; a quiet machine)"
+	@echo "make bench   measure jobs and operators, write docs/performance.md (20 minutes; a quiet machine)"
 	@echo "make clean   remove what building and testing left, and .venv"
 
 demo: $(VENV)/.installed

@@ -18,8 +18,21 @@ SHAPES = {
     "cuda": [(128, 128, 4), (128, 128, 12), (64, 512, 12)],
 }
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = {"cpu": [torch.float32, torch.bfloat16], "cuda": [torch.bfloat16]}
+DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}[DEVICE]
+# Beside DTYPE on the first shape only: what a dtype gains differs little from shape to shape.
+MORE_DTYPES = {"cpu": [torch.bfloat16], "cuda": []}[DEVICE]
+CASES = [(*shape, DTYPE) for shape in SHAPES[DEVICE]] + [(*SHAPES[DEVICE][0], dtype) for dtype in MORE_DTYPES]
 HEAD_DIM = 64
+
+
+def operations(lengths: list[int], heads: int, backward: bool) -> int:
+    """Of the two products of a forward pass and the four of a backward one."""
+    return (6 if backward else 2) * 2 * heads * HEAD_DIM * sum(length**2 for length in lengths)
+
+
+def bytes_moved(num_tokens: int, heads: int, dtype: torch.dtype, backward: bool) -> int:
+    """Forward: q, k, v in, the result out. Backward: q, k, v, the result and its gradient in, three gradients out."""
+    return (12 if backward else 4) * num_tokens * heads * HEAD_DIM * dtype.itemsize
 
 
 def make_views(num_tokens: int, heads: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -29,8 +42,7 @@ def make_views(num_tokens: int, heads: int, dtype: torch.dtype) -> tuple[Tensor,
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("p", [0.0, 0.1])
-@pytest.mark.parametrize("dtype", DTYPES[DEVICE], ids=str)
-@pytest.mark.parametrize(("sequences", "length", "heads"), SHAPES[DEVICE])
+@pytest.mark.parametrize(("sequences", "length", "heads", "dtype"), CASES)
 def test_full_sequences(compare, copies, forward_backward, sequences, length, heads, dtype, p, backward):
     num_tokens = sequences * length
     cu_seqlens = torch.arange(0, num_tokens + 1, length, dtype=torch.int32, device=DEVICE)
@@ -50,6 +62,8 @@ def test_full_sequences(compare, copies, forward_backward, sequences, length, he
         plain=wrap(plain),
         inputs=copies(partial(make_views, num_tokens, heads, dtype)),
         shape=f"{sequences} x {length}, {heads} heads of {HEAD_DIM}",
+        flops=operations([length] * sequences, heads, backward),
+        bytes_moved=bytes_moved(num_tokens, heads, dtype, backward),
     )
 
 
@@ -69,6 +83,8 @@ def test_ragged_sequences(compare, copies, forward_backward, p, backward):
         f"varlen_attention, ragged, dropout {p}",
         ours=wrap(partial(run, backend=None)),
         plain=wrap(partial(run, backend="sdpa")),
-        inputs=copies(partial(make_views, num_tokens, heads, DTYPES[DEVICE][0])),
+        inputs=copies(partial(make_views, num_tokens, heads, DTYPE)),
         shape=f"32 sentences, {num_tokens} tokens, {heads} heads of {HEAD_DIM}",
+        flops=operations(lengths.tolist(), heads, backward),
+        bytes_moved=bytes_moved(num_tokens, heads, DTYPE, backward),
     )

@@ -58,6 +58,7 @@ def test_embedding_layer_norm(compare, copies, forward_backward, device, tokens,
         inputs=copies(make_inputs),
         # Word rows read twice, result, upstream gradient; the whole gradient of the word table.
         bytes_moved=(4 * tokens + VOCABULARY) * width * element,
+        flops=24 * tokens * width,  # three rows added, LayerNorm and its backward pass, three gradients added
         shape=f"{tokens} tokens, E = {width}, V = {VOCABULARY}",
         dtype=str(dtype).removeprefix("torch."),
         target=3.0 if device == "cpu" and dtype == torch.float32 else None,

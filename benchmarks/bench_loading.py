@@ -1,4 +1,7 @@
-"""Batches of a corpus on disk: `BatchLoader` beside a loop over sequences; and, as a program, tokens a second.
+"""Batches of a corpus on disk: `BatchLoader` beside what people write; and, as a program, tokens a second.
+
+`plain` is a loop over the sequences of a batch, `padded DataLoader` PyTorch's with a dataset of the same sequences and
+transformers' padding collator, without worker processes: what a batch costs a core, wherever that core is.
 
 `OMP_NUM_THREADS=1 python -m benchmarks.bench_loading` reads 256 MB on one thread: a whole epoch from the disk, with the
 system's page cache emptied of the corpus, then the same from the page cache, then a quarter of it in each other mode.
@@ -10,19 +13,21 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertTokenizer
+from torch.utils.data import DataLoader, Dataset
+from transformers import BertTokenizer, DataCollatorWithPadding
 
 from benchmarks.inputs import Arguments
 from electra_fast.data.corpus import Corpus, CorpusMeta, Units
 from electra_fast.data.corpus_writer import CorpusWriter, PartialFolder
 from electra_fast.data.loader import BatchLoader
-from electra_fast.data.tokenizer import save_tokenizer, tokenizer_hash
+from electra_fast.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 
 ASKED = 20e6  # tokens a second
 TOKENS = 128_000_000  # of the corpus: 256 MB
@@ -91,6 +96,31 @@ def plain_batch(loader: BatchLoader, step: int) -> dict[str, Any]:
     return {"input_ids": torch.cat(rows), "cu_seqlens": lengths.cumsum(0).int()}
 
 
+class Sequences(Dataset):
+    """The sequences of a loader's first steps, each read when it is asked for."""
+
+    def __init__(self, loader: BatchLoader, steps: int) -> None:
+        self._corpus, self._most = loader.corpora[0], loader.max_length - 2
+        pieces = loader._stream.take(0, steps * loader.batch_size).pieces
+        self._starts, self._lengths = loader._pieces[0].spans(pieces)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        start = int(self._starts[index])
+        tokens = self._corpus.read(start, start + min(self._most, int(self._lengths[index])))
+        return {"input_ids": [2, *tokens.tolist(), 3]}
+
+
+def padded_batches(loader: BatchLoader, steps: int, folder: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of the same sequences, [B, S] and padded, for ever."""
+    collator = DataCollatorWithPadding(load_tokenizer(folder / "tokenizer"))
+    made = DataLoader(Sequences(loader, steps), batch_size=loader.batch_size, collate_fn=collator)
+    while True:
+        yield from made
+
+
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Folders by their number of tokens; made when first asked for."""
@@ -107,20 +137,27 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of the CPU")
 @pytest.mark.parametrize("mode", ["128 x 128", "32 x 512"])
 def test_loading(compare, benchmark, corpora, mode):
-    loader = make_loader(corpora[TOKENS // 4 if benchmark.enabled else 200_000], mode)
+    loader_folder = corpora[TOKENS // 4 if benchmark.enabled else 200_000]
+    loader = make_loader(loader_folder, mode)
     steps = 200 if benchmark.enabled else 2
     inputs: list[Arguments] = [(step,) for step in range(steps)]
     batch, plain = loader.batch(0), plain_batch(loader, 0)
     assert torch.equal(batch.input_ids, plain["input_ids"])
     assert torch.equal(batch.cu_seqlens, plain["cu_seqlens"])
+    padded = padded_batches(loader, steps, loader_folder)
+    first = next(padded)
+    assert torch.equal(first["input_ids"][first["attention_mask"] == 1], batch.input_ids)
     compare(
         "BatchLoader.batch",
         ours=loader.batch,
         plain=lambda step: plain_batch(loader, step),
+        rivals={"padded DataLoader": lambda step: next(padded)},
         inputs=inputs,
         shape=mode,
         dtype="uint16",
+        direction="a batch",
         bytes_moved=batch.num_tokens * (2 + 8),
+        tokens=batch.num_tokens,
     )
 
 

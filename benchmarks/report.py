@@ -1,7 +1,7 @@
 """Writes docs/performance.md and its charts from the results of `pytest benchmarks/ --benchmark-json=FILE`.
 
-`python -m benchmarks.report` takes the newest file of each device in benchmarks/results/; `--save FILE` first puts a
-file there, under a name of device, date and commit.
+`python -m benchmarks.report` takes the newest file of each device in benchmarks/results/, and the results of whole jobs
+in benchmarks/results/jobs/; `--save FILE` first puts a file there, under a name of device, date and commit.
 """
 
 from __future__ import annotations
@@ -9,22 +9,43 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import Row, format_table
+from benchmarks import charts
+from benchmarks.rows import (
+    FLOOR,
+    SLOWER,
+    Row,
+    duration,
+    format_table,
+    markdown_table,
+    missed_targets,
+    ratio_cell,
+    ratio_title,
+    size,
+    slower_rows,
+    unfair_rivals,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+JOBS = RESULTS / "jobs"
+
+# What people run, before the operators it is made of; in the order of the page.
+_JOB_ROOMS = ("step", "models", "generator_head", "prepare", "loading", "exported")
+_NO_JOB = ("sample_tokens",)
+_GENERATOR_HEAD_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 _INTRODUCTION = """\
 # Performance
 
-What the models cost beside stock transformers, and each fused operator beside the PyTorch calls it replaces.
-`python -m benchmarks.report` writes this page from the files in `benchmarks/results/`. To measure your own machine and
-write it anew:
+What pretraining, fine-tuning and inference cost beside the usual ways to do the same, and each fused operator beside
+the PyTorch calls it replaces. One command measures all of it on your machine, in under 20 minutes on two cores, and
+writes this page from the files in `benchmarks/results/`:
 
 ```sh
 make bench
@@ -37,24 +58,39 @@ On a machine with a CUDA GPU, without network or further packages, in under nine
 bash benchmarks/gpu.sh
 ```
 
-How the figures are taken:
+The same as one table in the terminal: `pytest benchmarks/ --benchmark-only`. What the figures mean is
+[below](#how-the-figures-are-taken).
+"""
 
-- *Times as fast* is the median time of plain PyTorch over ours. Both are timed in turn in one run, on fresh inputs that
+_METHOD = f"""\
+## How the figures are taken
+
+- *Times as fast* is the median time of a rival over ours. All are timed in turn in one run, on fresh inputs that
   are rotated through more memory than the caches hold (CPU: twice the last-level cache, at most 128 MB, since a virtual
-  machine shares its last level with others; CUDA: four times the L2). *±* is the interquartile range over the median.
-- *Forward + backward* is `torch.autograd.grad` with random upstream gradients, nothing accumulated.
+  machine shares its last level with others; CUDA: four times the L2). *±* is the interquartile range over the median,
+  *rounds* how often ours was timed: calls of seconds as often as ten seconds allow, at least three times.
+- *Plain* is plain PyTorch: for the pretraining step `benchmarks/plain.py`, for models and the exported one stock
+  transformers in eager mode, padding and all. *Strong* is plain with the vocabulary projection at masked positions
+  only, compiled by `torch.compile`. *Stock compiled* is `torch.compile` of transformers' class; in training of each
+  layer, since the whole takes minutes to compile. Compiling is not counted.
+- *The floor* is a job's matrix products alone, of real tokens, into memory that is there already: what remains if
+  everything else were free.
+- *Asked* is what we hold ourselves to on two CPU cores, a least ratio or, of the floor, a largest one. {SLOWER} marks a
+  rival that is faster than ours. [The log](log.md) says why a ratio is missed.
+- *Forward + backward* of an operator is `torch.autograd.grad` with random upstream gradients, nothing accumulated; a
+  pretraining step makes fresh gradients of all parameters, without the optimizer; a training step of a model is
+  forward, backward and AdamW. All with dropout.
+- Sentences are random tokens, as long as the sentences of SST-2, two batches a call. `electra-fast bench` times a
+  checkpoint of your own in the same way.
 - *GB/s* counts the fewest bytes that one call must read and write. *Of copy* compares it with a tensor copy on the same
-  machine, bytes read and written. Results that stay in the cache can exceed it.
+  machine, bytes read and written. Results that stay in the cache can exceed it. *GFLOP/s* counts the fewest operations;
+  of jobs, those of the floor.
 - On Linux malloc keeps freed memory, as in `electra-fast pretrain` (`electra_fast.allocator`), for every contestant.
 - *Memory* is what one call takes at its peak beside its arguments: on CUDA by PyTorch's allocator, on the CPU by the
   resident set of the process.
 - On CUDA times are between events on the device. Calls under a millisecond are replayed from a CUDA *graph*, without
   the time it takes to launch them from Python; where a contestant waits for the device, which no graph can hold, the
   events stand around the *launches* of all.
-- For *models*, plain is stock transformers in eager mode. A call takes two batches of random sentences as long as those
-  of SST-2, padded, or one batch of full length. A training step is forward, backward and AdamW, with dropout.
-  `electra-fast bench` times a checkpoint of your own in the same way.
-- *Asked* is the least ratio we hold ourselves to on two CPU cores; where it is missed, [the log](log.md) says why.
 """
 
 
@@ -66,15 +102,22 @@ class Result:
     commit: dict[str, Any]
     datetime: str
     rows: list[Row]
+    memory: dict[str, dict[str, int]]  # model and batch -> contestant -> bytes at a step's peak in a process of its own
 
     @classmethod
     def read(cls, path: Path) -> Result:
         content = json.loads(path.read_text(encoding="utf-8"))
-        rows = [Row.of(each["extra_info"]) for each in content["benchmarks"]]
-        rows = [row for row in rows if row is not None]
+        infos = [each["extra_info"] for each in content["benchmarks"]]
+        rows = [row for row in map(Row.of, infos) if row is not None]
+        # The first files don't say the shape.
+        memory = {
+            info.get("shape", "ELECTRA-small, 64 x 128"): info["peak_memory"]
+            for info in infos
+            if Row.of(info) is None and "peak_memory" in info
+        }
         if not rows:
             raise ValueError(f"{path} holds no row of the benchmarks: make it by pytest benchmarks/ --benchmark-only")
-        return cls(content["machine_info"], content["commit_info"], content["datetime"], rows)
+        return cls(content["machine_info"], content["commit_info"], content["datetime"], rows, memory)
 
     @property
     def kind(self) -> str:
@@ -84,6 +127,28 @@ class Result:
     def device(self) -> str:
         """The device in words, as `electra-fast info` says it."""
         return next(line for line in self.machine["devices"] if line.startswith(self.kind)).partition(": ")[2]
+
+    @property
+    def jobs(self) -> list[Row]:
+        """The rows of what people run."""
+        rows = [row for row in self.rows if row.room in _JOB_ROOMS and row.operator not in _NO_JOB]
+        rows = [row for row in rows if row.room != "generator_head" or row.dtype == _GENERATOR_HEAD_DTYPE[self.kind]]
+        return sorted(rows, key=lambda row: _JOB_ROOMS.index(row.room))
+
+    @property
+    def operators(self) -> list[Row]:
+        return [row for row in self.rows if row.room not in _JOB_ROOMS or row.operator in _NO_JOB]
+
+    @property
+    def hardware(self) -> str:
+        threads = f", {self.rows[0].threads} threads" if self.kind == "cpu" else ""
+        return self.device.partition(",")[0] + threads
+
+    @property
+    def footer(self) -> str:
+        """For a chart: hardware, version, commit, date."""
+        torch = f"torch {self.machine['versions']['torch']}"
+        return f"{self.hardware}; {torch}; commit {self.revision}; {self.date}"
 
     @property
     def date(self) -> str:
@@ -115,92 +180,135 @@ def newest(folder: Path) -> list[Result]:
     return sorted(results.values(), key=lambda result: result.slug)
 
 
-def page(results: list[Result]) -> str:
+def page(results: list[Result], jobs: Path = JOBS) -> str:
     parts = [_INTRODUCTION, *map(_section, results)]
     operators = dict.fromkeys(row.operator for result in results for row in result.rows)
     for kind, title in (("cpu", "CPU"), ("cuda", "GPU")):
         if all(result.kind != kind for result in results):
-            lines = ["| operator | ours | plain | times as fast |", "| --- | ---: | ---: | ---: |"]
-            lines += [f"| {name} | not measured | not measured | not measured |" for name in operators]
-            table = "\n".join(lines) + "\n" if operators else ""
+            lines = [["operator", "ours", "plain", "times as fast", "launches"]]
+            lines += [[name, *["not measured"] * 4] for name in operators]
+            table = markdown_table(lines, texts=["operator"]) + "\n" if operators else ""
             parts.append(f"## {title}\n\nNo {title} has been measured yet.\n\n{table}".rstrip() + "\n")
+    whole = sorted(jobs.glob("*.json"))
+    if whole:
+        lines = [["job", "ours", "beside", "theirs", "times as fast", "measured"], *map(_whole_job, whole)]
+        text = "Whole runs of a command, measured one by one (`benchmarks/results/jobs/`)."
+        parts.append(f"## Whole jobs\n\n{text}\n\n{markdown_table(lines, texts=['job', 'beside', 'measured'])}\n")
+    parts += [_METHOD, *map(_details, results)]
     return "\n".join(parts)
 
 
 def _section(result: Result) -> str:
+    """The summary and the charts of a device."""
     policy = result.machine.get("omp_wait_policy")
     versions = ", ".join(f"{name} {version}" for name, version in result.machine["versions"].items() if version)
     versions += f"; OMP_WAIT_POLICY={policy}" if policy else ""
-    threads = f", {result.rows[0].threads} threads" if result.kind == "cpu" else ""
+    rates = {row.dtype: row.gemm_rate for row in result.rows if row.gemm_rate}
+    products = "".join(f", a large product in {name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items())
+    load = result.machine.get("load")
+    busy = f" Load average before: {load:.1f}." if load is not None else ""
     lines = [
-        f"## {result.device.partition(',')[0]}{threads}",
+        f"## {result.hardware}",
         "",
-        f"{result.device}. {versions}. A copy moves {result.rows[0].copy_bandwidth / 1e9:.3g} GB/s. "
-        f"Measured {result.date} at commit {result.revision}.",
+        f"{result.device}. {versions}. A copy moves {result.rows[0].copy_bandwidth / 1e9:.3g} GB/s{products}. "
+        f"Measured {result.date} at commit {result.revision}.{busy}",
         "",
-        f"![Times as fast as plain PyTorch, by operator](images/performance-{result.slug}.png)",
+        _summary(result.jobs),
         "",
     ]
-    for room in dict.fromkeys(row.room for row in result.rows):
-        rows = [row for row in result.rows if row.room == room]
-        lines += [f"### {room.replace('_', ' ')}", "", format_table(rows, markdown=True), ""]
+    for title, notes in (
+        ("Asked for and not reached", missed_targets(result.rows)),
+        ("Rivals that are faster than ours", slower_rows(result.rows)),
+        ("Rivals that are slower than their own plain form, a fault of the benchmark", unfair_rivals(result.rows)),
+    ):
+        if notes:
+            lines += [f"{title} ([the log](log.md) says why):", "", *(f"- {note}" for note in notes), ""]
+    for name in charts.names(result):
+        title = charts.CHARTS[name][0]
+        lines += [f"### {title}", "", f"![{title}](images/{charts.image_name(result, name)})", ""]
     return "\n".join(lines)
 
 
-def draw(result: Result, path: Path) -> None:
-    """A bar for each row, how many times as fast as plain; a tick where a ratio is asked for."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
-
-    # Middle tones on no background: readable on light and dark pages.
-    grey, colours = "#808080", {"float32": "#1f9e8f", "bfloat16": "#d98032", "float16": "#8f7fd1"}
-    rows = result.rows[::-1]
-    figure = Figure(figsize=(8, 0.9 + 0.24 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    ratios = [row.ratio() for row in rows]
-    # From 1 outwards, so that what is slower than plain points the other way.
-    axes.barh(
-        range(len(rows)),
-        [ratio - 1 for ratio in ratios],
-        left=1,
-        color=[colours.get(row.dtype, "#5b8fd6") for row in rows],
-        height=0.7,
-    )
-    axes.set_xscale("log")
-    axes.set_xlim(min(0.5, *(ratio / 1.5 for ratio in ratios)), max(2, *(ratio * 1.5 for ratio in ratios)))
-    for height, row in enumerate(rows):
-        axes.annotate(
-            f"{row.ratio():.3g}",
-            (row.ratio(), height),
-            xytext=(4 if row.ratio() >= 1 else -4, 0),
-            textcoords="offset points",
-            va="center",
-            ha="left" if row.ratio() >= 1 else "right",
-            color=grey,
-            fontsize=7,
+def _summary(rows: list[Row]) -> str:
+    """Ratios of the jobs, and in brackets what is asked."""
+    usual = ("plain", "strong", "stock compiled", FLOOR)
+    titles = [
+        "job",
+        "size",
+        "ours",
+        "tokens/s",
+        "as fast as plain or stock",
+        *map(ratio_title, usual[1:]),
+        "others",
+        "launches",
+    ]
+    lines = [titles]
+    for row in rows:
+        others = [f"{ratio_cell(row, rival)} {rival}" for rival in row.rivals if rival not in usual]
+        direction = "" if row.direction.startswith("forward") else f", {row.direction}"
+        tokens = f"{row.tokens / row.median['ours']:,.0f}" if row.tokens else ""
+        launches = str(row.launches["ours"]) if row.launches else "not measured" if row.room == "step" else ""
+        ratios = [ratio_cell(row, rival) for rival in usual]
+        lines.append(
+            [
+                row.operator + direction,
+                row.shape,
+                duration(row.median["ours"]),
+                tokens,
+                *ratios,
+                "; ".join(others),
+                launches,
+            ]
         )
-        if row.target is not None:
-            axes.plot([row.target] * 2, [height - 0.5, height + 0.5], color=grey, linewidth=2)
-    axes.axvline(1, color=grey, linewidth=1)
-    labels = [f"{row.operator} {row.shape} {row.dtype}" + _direction(row) for row in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=7)
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    low, high = axes.get_xlim()
-    axes.set_xticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if low <= tick <= high])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("times as fast as plain PyTorch (| asked)", color=grey, fontsize=8)
-    axes.tick_params(colors=grey, labelsize=7, length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, transparent=True, metadata={"Software": None})
+    return markdown_table(lines, texts=["job", "size", "others"])
 
 
-def _direction(row: Row) -> str:
-    return "" if row.direction == "forward + backward" else f", {row.direction}"
+def _details(result: Result) -> str:
+    lines = [f"## Details: {result.hardware}", ""]
+    for room in dict.fromkeys(row.room for row in result.rows):
+        rows = [row for row in result.rows if row.room == room]
+        lines += [f"### {room.replace('_', ' ').capitalize()}", "", format_table(rows, markdown=True), ""]
+    broken_down = next((row for row in result.rows if row.breakdown), None)
+    if broken_down is not None:
+        lines += [f"### Time by operator: {broken_down.operator}, {broken_down.shape}", ""]
+        lines += [_breakdown_table(broken_down), ""]
+    for shape, peaks in result.memory.items():
+        sizes = {name: size(count) for name, count in peaks.items()}
+        lines += [f"### Memory: a pretraining step of {shape}", ""]
+        lines += [markdown_table([list(sizes), list(sizes.values())], texts=[]), ""]
+    return "\n".join(lines)
+
+
+def _breakdown_table(row: Row) -> str:
+    """Seconds by group; a step and its optimizer under PyTorch's profiler, which takes time of its own."""
+    groups = dict.fromkeys(group for seconds in row.breakdown.values() for group in seconds)
+    lines = [["group", *row.breakdown]]
+    for group in groups:
+        taken = [seconds.get(group) for seconds in row.breakdown.values()]
+        lines.append([group, *("" if each is None else duration(each) for each in taken)])
+    lines.append(["all", *(duration(sum(seconds.values())) for seconds in row.breakdown.values())])
+    return markdown_table(lines, texts=["group"])
+
+
+def _whole_job(path: Path) -> list[str]:
+    """The cells of a file that `jobs.write_result` wrote."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    device = result["devices"][0].partition(": ")[2]
+    measured = f"{result['date']}, commit {(result['commit'] or 'unknown')[:10]}, {device}, `{path.name}`"
+    if result["name"] == "serving":
+        ours, theirs = (statistics.median(each["throughput"] for each in result[name]) for name in ("ours", "naive"))
+        cells = [f"`serve`, {result['clients']} clients", f"{ours:.0f} requests/s", "a naive service"]
+        return [*cells, f"{theirs:.3g} requests/s", f"{ours / theirs:.2f}", measured]
+    if result["name"] == "finetuning":
+        job, rival = f"`finetune`, {result['steps']} steps, {result['model']}", "transformers' Trainer, padded"
+        seconds, keys = result["seconds"], ("ours", "stock")
+    elif result["name"].startswith("exported"):
+        job, rival = f"`export`, {result['package']}, {result['texts']} texts, {result['model']}", "stock in float32"
+        seconds, keys = result["wall_seconds"], ("package", "stock")
+    else:  # nothing is known of its figures but where they are
+        return [f"`{result['command']}`", "", "", "", "", measured]
+    ours, theirs = (seconds[key] for key in keys)
+    return [job, duration(ours), rival, duration(theirs), f"{theirs / ours:.2f}", measured]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -224,13 +332,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{type(error).__name__}: {error}")
     if options.print:
         for result in results:
-            print(
-                f"\n{result.device}, {result.date}, commit {result.revision}\n{format_table(result.rows, brief=True)}"
-            )
+            print(f"\n{result.device}, {result.date}, commit {result.revision}")
+            print(format_table(result.rows, brief=True))
+            print(*missed_targets(result.rows), *slower_rows(result.rows), *unfair_rivals(result.rows), sep="\n")
         return 0
     for result in results:
-        draw(result, options.docs / "images" / f"performance-{result.slug}.png")
-    (options.docs / "performance.md").write_text(page(results), encoding="utf-8")
+        charts.draw_all(result, options.docs / "images")
+    (options.docs / "performance.md").write_text(page(results, options.results / "jobs"), encoding="utf-8")
     return 0
 
 

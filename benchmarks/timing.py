@@ -7,7 +7,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,9 @@ Thunk = Callable[[], Any]
 # Seconds of timing a row, shared out evenly; a GPU that nobody shares is steady.
 _BUDGET = {"cpu": 1.2, "cuda": 0.3}
 _FEWEST_ROUNDS, _MOST_ROUNDS = 7, 200
+# Calls of seconds vary little from one to the next, and a suite of minutes has no time for seven: as many as fit.
+_FEWEST_SLOW_ROUNDS, _SECONDS_FOR_SLOW = 3, 10.0
+_SLOW = 1.0  # one call warms up enough, and tells how long the next will take
 _LAUNCH_BOUND = 1e-3  # seconds; below it, Python may take longer to launch than the device to run: replay a CUDA graph
 
 
@@ -31,7 +34,10 @@ class Timer(NamedTuple):
 def make_timer(device: str, contestants: dict[str, list[Thunk]]) -> Timer:
     for thunks in contestants.values():
         for thunk in thunks[:2]:  # compiles, allocates, starts the threads
+            start = time.perf_counter()
             thunk()
+            if device == "cpu" and time.perf_counter() - start > _SLOW:
+                break
     return _on_cuda(contestants) if device == "cuda" else _on_cpu(contestants)
 
 
@@ -121,12 +127,17 @@ def choose_rounds(device: str, timer: Timer) -> dict[str, int]:
     """How often each contestant is timed within the budget, slow ones less often; ours is timed in every round."""
     seconds = {}
     for name, measure in timer.measure.items():
-        start = time.perf_counter()
-        for _ in range(2):
+        taken: list[float] = []
+        while len(taken) < 2 and sum(taken) < _SLOW:
+            start = time.perf_counter()
             measure()
-        seconds[name] = (time.perf_counter() - start) / 2
+            taken.append(time.perf_counter() - start)
+        seconds[name] = statistics.mean(taken)
     share = _BUDGET[device] / len(seconds)
-    rounds = {name: max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, int(share / each))) for name, each in seconds.items()}
+    rounds = {}
+    for name, each in seconds.items():
+        fewest = max(_FEWEST_SLOW_ROUNDS, min(_FEWEST_ROUNDS, int(_SECONDS_FOR_SLOW / each)))
+        rounds[name] = max(fewest, min(_MOST_ROUNDS, int(share / each)))
     return {name: min(count, rounds["ours"]) for name, count in rounds.items()}
 
 
@@ -171,3 +182,12 @@ def copy_bandwidth(device: str) -> float:
     pairs = [(torch.randn(size // 4, device=device), torch.randn(size // 4, device=device)) for _ in range(2)]
     timer = make_timer(device, {"copy": [_bound(target.copy_, source) for target, source in pairs]})
     return 2 * size / min(timer.measure["copy"]() for _ in range(21))
+
+
+@cache
+def gemm_rate(device: str, dtype: torch.dtype) -> float:
+    """The most FLOP/s that a square matrix product reached, in memory that is there already."""
+    width = 8192 if device == "cuda" else 2048
+    a, b, out = (torch.randn(width, width, device=device).to(dtype) for _ in range(3))
+    timer = make_timer(device, {"product": [partial(torch.mm, a, b, out=out)]})
+    return 2 * width**3 / min(timer.measure["product"]() for _ in range(7))

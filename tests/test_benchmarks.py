@@ -9,12 +9,20 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ElectraConfig, ElectraForPreTraining
 
-from benchmarks import inputs, jobs, report, serving, timing
-from benchmarks.rows import Row, format_table
+from benchmarks import breakdown, charts, inputs, jobs, measured, report, serving, timing
+from benchmarks.floor import model_floor
+from benchmarks.rows import Row, format_table, missed_targets, slower_rows, unfair_rivals
+from electra_fast.estimation import speed
+from electra_fast.estimation.report import estimate
+from electra_fast.pretraining.config_file import read_config
 
 ROOT = Path(__file__).parents[1]
 ROW = Row(
@@ -29,9 +37,26 @@ ROW = Row(
     median={"ours": 2e-4, "plain": 5e-4},
     spread={"ours": 0.03, "plain": 0.1},
     peak_memory={"ours": 2_100_000, "plain": None},
-    target=2.0,
     bandwidth=2.1e10,
     copy_bandwidth=4.2e10,
+    targets={"plain": 2.0},
+)
+STEP = replace(
+    ROW,
+    room="step",
+    operator="pretraining step",
+    shape="ELECTRA-small, 16 x 128",
+    direction="forward + backward",
+    median={"ours": 0.5, "plain": 1.5, "strong": 0.8, "stock": 1.0, "stock compiled": 1.25, "floor": 0.4, "odd": 0.4},
+    spread={"ours": 0.03, "plain": 0.1},
+    peak_memory={"ours": 5_000_000, "plain": 9_000_000, "floor": 0},
+    bandwidth=None,
+    targets={"plain": 2.7, "strong": 2.0, "floor": 1 / 1.25},
+    rounds={"ours": 3, "plain": 3},
+    flops=2e9,
+    gemm_rate=1e10,
+    tokens=2048,
+    breakdown={"ours": {"matrix products": 0.3, "rest": 0.25}, "plain": {"dropout": 1.0, "rest": 0.6}},
 )
 # Sleeps that only move the clock: on a busy machine a real one takes as long as it likes.
 TWO_SLEEPS = """
@@ -154,6 +179,43 @@ def test_slow_contestants_are_timed_less_often():
     assert 7 <= rounds["plain"] < rounds["ours"] <= 200
 
 
+def test_calls_of_seconds_are_timed_at_least_three_times(monkeypatch):
+    now = 0.0
+
+    def take(seconds: float) -> float:
+        nonlocal now
+        now += seconds
+        return seconds
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    timer = timing.Timer("", {"ours": lambda: take(1.5), "plain": lambda: take(20.0), "strong": lambda: take(0.7)})
+    assert timing.choose_rounds("cpu", timer) == {"ours": 6, "plain": 3, "strong": 6}
+    assert now == 1.5 + 20.0 + 2 * 0.7
+    timer = timing.Timer("", {"ours": lambda: take(0.9), "plain": lambda: take(20.0)})
+    assert timing.choose_rounds("cpu", timer) == {"ours": 7, "plain": 3}
+
+
+def test_estimate_takes_the_measured_step_that_is_nearest_to_the_run(tmp_path, monkeypatch):
+    times = {"small, 16 x 128": 2.0, "base, 4 x 512": 16.0}
+    steps = [
+        replace(STEP, shape=f"ELECTRA-{name}, dropout 0.1", median=STEP.median | {"ours": seconds})
+        for name, seconds in times.items()
+    ]
+    result_file(tmp_path, steps)
+    records = measured.measured(tmp_path)
+    assert [(each["recipe"], each["length"], each["precision"]) for each in records] == [
+        ("small", 128, "float32"),
+        ("base", 512, "float32"),
+    ]
+    monkeypatch.setattr(speed, "measurements", lambda: [speed.Measurement(**each) for each in records])
+    monkeypatch.setattr(speed, "cpu_model", lambda: "A (R) Chip")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for recipe, tokens in (("small", 2048 / 2.0), ("base", 2048 / 16.0)):
+        assert estimate(read_config(recipe)).rows[0].tokens_per_second == pytest.approx(tokens)
+    assert "base, 4 x 512" in estimate(read_config("large")).rows[0].efficiency
+    assert "small, 16 x 128" in estimate(read_config("small", {"data.max_length": 64})).rows[0].efficiency
+
+
 PEAKS = """
 import torch
 from benchmarks import timing
@@ -185,6 +247,140 @@ def test_table_shows_what_was_measured():
     assert "plain's" not in first  # nothing in the whole column
 
 
+def test_rows_ask_for_ratios_to_several_rivals():
+    assert STEP.targets_met == {"plain": True, "strong": False, "floor": True}
+    assert STEP.target_met is False
+    assert missed_targets([STEP, ROW]) == [f"{STEP.name}: 1.600 times as fast as strong; asked is 2"]
+    slow = replace(STEP, median=STEP.median | {"floor": 0.2})
+    assert missed_targets([slow])[1] == f"{STEP.name}: 2.500 times the floor; asked is at most 1.25"
+    lines = format_table([STEP], markdown=True).splitlines()
+    titles, _, values = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    row = dict(zip(titles, values, strict=True))
+    assert (row["times as fast"], row["asked"], row["met"], row["rounds"]) == ("3.00", "2.7", "**no**", "3")
+    assert row["as fast as strong"] == "1.60 (2: **missed**)"
+    assert row["times the floor"] == "1.25 (at most 1.25)"
+    assert row["as fast as stock compiled"] == "2.50"
+    assert (row["tokens/s"], row["GFLOP/s"]) == ("4,096", "4")
+
+
+def test_what_is_slower_than_a_rival_shows():
+    # The floor is no rival.
+    assert slower_rows([STEP, ROW]) == [f"{STEP.name}: 0.80 times as fast as odd"]
+    assert "**0.80** ▼" in format_table([STEP], markdown=True)
+
+
+def test_a_rival_slower_than_its_own_plain_form_is_told():
+    assert unfair_rivals([ROW, STEP]) == [f"{STEP.name}: stock compiled takes 1.25 times as long as stock"]
+    model = replace(STEP, room="models", median={"ours": 1.0, "plain": 2.0, "stock compiled": 2.2})
+    assert unfair_rivals([model]) == [f"{STEP.name}: stock compiled takes 1.10 times as long as stock"]
+    weak = replace(STEP, median={"ours": 1.0, "plain": 2.0, "strong": 2.5, "stock compiled": 1.9})
+    assert unfair_rivals([weak]) == [f"{STEP.name}: strong takes 1.25 times as long as plain"]
+
+
+def test_files_of_before_are_read():
+    older = {name: value for name, value in asdict(ROW).items() if name not in ("targets", "rounds", "flops")}
+    older["median"] = {"ours": 2e-4, "plain": 5e-4, "three products alone": 1e-4}
+    row = Row.of(older | {"target": 3.0})
+    assert (row.targets, row.rounds, row.flops, row.rivals) == ({"plain": 3.0}, {}, None, ["floor"])
+    assert Row.of({"peak_memory": {"ours": 1}}) is None
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_floor_has_the_products_of_the_model(training):
+    config = ElectraConfig(
+        vocab_size=50,
+        embedding_size=8,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        attn_implementation="eager",
+    )
+    model = ElectraForPreTraining(config)
+    counted = FlopCounterMode(display=False)
+    lengths = [5, 7, 5]
+    with counted:
+        for length in lengths:
+            logits = model(torch.randint(50, (1, length))).logits
+            if training:
+                logits.sum().backward()
+    floor = model_floor(model, [lengths], "cpu", torch.float32, training=training)
+    last_layer = 2 * sum(lengths) * config.hidden_size  # to one logit a token: no product worth its name
+    assert floor.flops == counted.get_total_flops() - last_layer * (3 if training else 1)
+    floor()
+
+
+def test_every_operator_of_a_step_has_a_group():
+    named = {
+        "aten::addmm": "matrix products",
+        "_AttentionBlockBackward": "attention, dropout, add, LayerNorm (a block)",
+        "_FeedForwardBlock": "GELU, dropout, add, LayerNorm (a block)",
+        "varlen_attention_eagerBackward": "attention",
+        "dropout_add_layer_norm_eager": "LayerNorm",
+        "aten::gelu_backward": "GELU",
+        "embedding_layer_norm_eagerBackward": "embedding",
+        "linear_cross_entropy_sample_eager": "generator head",
+        "electra_fast::sample_tokens": "generator head",
+        "mask_tokens": "masking",
+        "rtd_bce_eager": "RTD loss",
+        "Optimizer.step#AdamW.step": "optimizer",
+        "aten::bernoulli_": "dropout",
+        "aten::view": "rest",
+        "aten::mm_of_another_kind": "rest",
+    }
+    assert {name: breakdown.group_of(name) for name in named} == named
+
+
+def test_breakdown_is_of_the_step():
+    weight = torch.randn(64, 64, requires_grad=True)
+
+    def step() -> None:
+        F.gelu(weight @ weight).sum().backward()
+
+    step()
+    seconds = breakdown.seconds_by_group(step, "cpu")
+    assert {"matrix products", "GELU", "rest"} <= seconds.keys()
+    assert not {"attention", "optimizer"} & seconds.keys()
+    assert all(taken > 0 for taken in seconds.values())
+
+
+def test_page_begins_with_the_jobs(tmp_path):
+    folder = tmp_path / "results" / "jobs"
+    folder.mkdir(parents=True)
+    facts = {"date": "2026-11-23", "commit": "fedcba9876543210", "devices": ["cpu: A Chip"]}
+    loads = {"ours": [{"throughput": x} for x in (90.0, 100.0, 300.0)], "naive": [{"throughput": 12.5}]}
+    timed = {"steps": 200, "model": "2 layers", "seconds": {"ours": 80.0, "stock": 200.0}}
+    exported = {"texts": 9, "model": "2 layers", "package": "onnx-int8", "wall_seconds": {"package": 2.0, "stock": 9.0}}
+    for name, values in (
+        ("serving", loads | {"clients": 50}),
+        ("finetuning", timed),
+        ("exported-onnx-int8", exported),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(facts | {"name": name} | values), encoding="utf-8")
+    peaks = {"extra_info": {"peak_memory": {"ours": 2_000_000, "plain": 8_000_000}, "shape": "ELECTRA-small, 64 x 128"}}
+    layer_norm = replace(ROW, flops=1e7, gemm_rate=1e10)
+    written = [{"extra_info": asdict(row)} for row in (layer_norm, STEP)] + [peaks]
+    path = result_file(tmp_path, [ROW], benchmarks=written)
+    options = ["--results", str(tmp_path / "results"), "--docs", str(tmp_path / "docs")]
+    assert report.main([*options, "--save", str(path)]) == 0
+    text = (tmp_path / "docs" / "performance.md").read_text(encoding="utf-8")
+    before, _, details = text.partition("## How the figures are taken")
+    assert (
+        "| pretraining step | ELECTRA-small, 16 x 128 | 500 ms | 4,096 | 3.00 (2.7) | 1.60 (2: **missed**) |" in before
+    )
+    assert "times as fast as odd" in before
+    assert "stock compiled takes 1.25 times as long as stock" in before
+    assert "| `serve`, 50 clients | 100 requests/s | a naive service | 12.5 requests/s | 8.00 | 2026-11-23," in before
+    assert "| `finetune`, 200 steps, 2 layers | 80 s | transformers' Trainer, padded | 200 s | 2.50 |" in before
+    assert "| `export`, onnx-int8, 9 texts, 2 layers | 2 s | stock in float32 | 9 s | 4.50 |" in before
+    assert "| layer_norm | [2048, 256] |" in details
+    assert "| matrix products | 300 ms |  |" in details
+    assert "| 2 MB | 8 MB |" in details
+    for name in charts.CHARTS:
+        assert f"performance-cpu-a-chip-{name}.png" in before
+        assert (tmp_path / "docs" / "images" / f"performance-cpu-a-chip-{name}.png").stat().st_size > 5000
+
+
 def test_report_is_written_from_result_files(tmp_path, capsys):
     results, docs = tmp_path / "results", tmp_path / "docs"
     options = ["--results", str(results), "--docs", str(docs)]
@@ -193,7 +389,7 @@ def test_report_is_written_from_result_files(tmp_path, capsys):
     text = (docs / "performance.md").read_text()
     assert "| layer_norm | [2048, 256] | float32 | forward | 200 µs |" in text
     assert "| layer_norm | not measured | not measured | not measured |" in text
-    assert (docs / "images" / "performance-cpu-a-chip.png").stat().st_size > 5000
+    assert (docs / "images" / "performance-cpu-a-chip-operators.png").stat().st_size > 5000
 
     assert "No GPU has been measured" in text
 
@@ -219,8 +415,8 @@ def test_page_is_the_one_made_of_the_committed_results():
     results = report.newest(report.RESULTS)
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert page == report.page(results), "run python -m benchmarks.report"
-    for result in results:
-        assert (ROOT / "docs" / "images" / f"performance-{result.slug}.png").exists()
+    images = {charts.image_name(result, name) for result in results for name in charts.names(result)}
+    assert {path.name for path in (ROOT / "docs" / "images").glob("performance-*.png")} == images
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from importlib.resources import files
@@ -83,6 +84,10 @@ class Measurement:
         said = f"measured ({self.date}, commit {self.commit}, {self.file}: {shape}, without the optimizer)"
         return said if self._is_of(work) else f"{said}, scaled by FLOPs"
 
+    def distance(self, work: Work) -> float:
+        """How unlike the run it is: none where it is of the run, else by the model's size."""
+        return 0.0 if self._is_of(work) else 1 + abs(math.log(meta_parameters(self.recipe) / work.parameters))
+
     def _is_of(self, work: Work) -> bool:
         same = {(part.objective, part.max_length) for part in work.parts} == {("joint", self.length)}
         return same and meta_parameters(self.recipe) == work.parameters
@@ -115,7 +120,7 @@ def find_hardware(name: str) -> Gpu:
 def gpu_speed(gpu: Gpu, work: Work, precision: str, mfu: float | None = None) -> Speed:
     """A GPU's, measured where the package has a measurement of it and `mfu` is not given, else assumed."""
     peak = gpu.peak_flops(precision)
-    known = next((m for m in measurements() if _is_of_gpu(m, gpu) and m.precision == precision), None)
+    known = _closest([m for m in measurements() if _is_of_gpu(m, gpu) and m.precision == precision], work)
     if known is not None and mfu is None:
         rate, source = known.flops_per_second, known.source(work)
     else:
@@ -131,11 +136,16 @@ def _is_of_gpu(measurement: Measurement, gpu: Gpu) -> bool:
 
 def cpu_speed(work: Work, precision: str) -> Speed | None:
     """This machine's CPU, by a measurement of one of its name with as many threads; None where there is none."""
-    for known in measurements():
-        if (known.processor, known.threads, known.precision) == (cpu_model(), torch.get_num_threads(), precision):
-            name = f"{CPU}, {known.threads} threads"
-            return Speed(name, known.flops_per_second, None, physical_memory(), True, known.source(work), on_cpu=True)
-    return None
+    here = (cpu_model(), torch.get_num_threads(), precision)
+    known = _closest([m for m in measurements() if (m.processor, m.threads, m.precision) == here], work)
+    if known is None:
+        return None
+    name = f"{CPU}, {known.threads} threads"
+    return Speed(name, known.flops_per_second, None, physical_memory(), True, known.source(work), on_cpu=True)
+
+
+def _closest(known: list[Measurement], work: Work) -> Measurement | None:
+    return min(known, key=lambda measurement: measurement.distance(work), default=None)
 
 
 def physical_memory() -> int | None:

@@ -1,13 +1,15 @@
-"""The two halves of a layer for training on a CPU, each one autograd function around the operators.
+"""The two halves of a layer on a CPU, each one function around the operators, for training an autograd function.
 
 What it saves beside a chain of operators: biases are added, and their gradients summed, by the kernels that read or
 write these numbers anyway; gradients of the layer's input are added by the products that make them; of a layer's twelve
 [T, H] one is made again instead of kept; and autograd and Python have two nodes a layer to walk through, not thirty.
+Without gradients nothing is kept, and of what is [T, I] there is never more than a part.
 T tokens, H hidden, I intermediate.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -78,11 +80,7 @@ class _AttentionBlock(torch.autograd.Function):
         noise: Noise,
         eps: float,
     ) -> tuple[Tensor, Tensor]:
-        q, k, v = (torch.mm(x, weight.T).unflatten(1, (attention.heads, -1)) for weight in (wq, wk, wv))
-        biases = torch.cat((bq, bk, bv))
-        options = attention.arguments()
-        check_sequences(q, k, v, *options)
-        context, lse = varlen_attention_cpp(q, k, v, *options, bias=biases)
+        q, k, v, biases, context, lse = _attend(x, (wq, wk, wv), (bq, bk, bv), attention)
         z = torch.mm(context.flatten(1), wo.T)
         y, stats = _norm(z, bo, x, norm_weight, norm_bias, noise, eps)
         ctx.save_for_backward(x, q, k, v, biases, context, lse, z, stats, wq, wk, wv, wo, norm_weight)
@@ -131,7 +129,7 @@ class _FeedForwardBlock(torch.autograd.Function):
         made_with_eps: float,
     ) -> Tensor:
         u, z = x.new_empty(x.shape[0], w1.shape[0]), torch.empty_like(x)
-        parts = _parts(u)
+        parts = _parts(*u.shape)
         buffer = torch.empty_like(u[parts[0]])
         for part in parts:
             torch.mm(x[part], w1.T, out=u[part])
@@ -150,7 +148,7 @@ class _FeedForwardBlock(torch.autograd.Function):
         u, total, stats, w1, b1, w2, norm_weight, x, *made_with = ctx.saved_tensors
         dz, dx, db2, dnorm_weight, dnorm_bias = _norm_backward(dy, total, norm_weight, stats, ctx.noise)
         dw1 = db1 = dw2 = None
-        parts = _parts(u)
+        parts = _parts(*u.shape)
         buffers = torch.empty_like(u[parts[0]]), torch.empty_like(u[parts[0]])
         for part in parts:
             du, a = (buffer[: len(u[part])] for buffer in buffers)
@@ -183,16 +181,39 @@ def attention_block(
     Args:
         layers: queries, keys, values, output; all with a bias.
     """
-    parameters = (each for layer in layers for each in (layer.weight, layer.bias))
-    y, total = _attention_block(x, *parameters, norm.weight, norm.bias, attention, noise, norm.eps)
-    return Normed(y, total, norm.weight, norm.bias, norm.eps)
+    if torch.is_grad_enabled():
+        parameters = (each for layer in layers for each in (layer.weight, layer.bias))
+        y, total = _attention_block(x, *parameters, norm.weight, norm.bias, attention, noise, norm.eps)
+        return Normed(y, total, norm.weight, norm.bias, norm.eps)
+    *projections, output = layers
+    context = _attend(x, [layer.weight for layer in projections], [layer.bias for layer in projections], attention)[4]
+    z = torch.mm(context.flatten(1), output.weight.T)
+    return Normed(_norm(z, output.bias, x, norm.weight, norm.bias, noise, norm.eps)[0])
 
 
 def feed_forward_block(x: Normed, up: nn.Linear, down: nn.Linear, norm: nn.LayerNorm, noise: Noise) -> Tensor:
     """LayerNorm(dropout(down(gelu(up(x)))) + x) of float32 [T, H], contiguous; both layers have a bias."""
-    parameters = up.weight, up.bias, down.weight, down.bias, norm.weight, norm.bias
-    made_from = None if x.total is None else (x.total, x.weight.detach(), x.bias.detach())
-    return _feed_forward_block(x.y, *parameters, noise, norm.eps, made_from, x.eps)
+    if torch.is_grad_enabled():
+        parameters = up.weight, up.bias, down.weight, down.bias, norm.weight, norm.bias
+        made_from = None if x.total is None else (x.total, x.weight.detach(), x.bias.detach())
+        return _feed_forward_block(x.y, *parameters, noise, norm.eps, made_from, x.eps)
+    z = torch.empty_like(x.y)
+    parts = _parts(x.y.shape[0], up.weight.shape[0])
+    buffer = x.y.new_empty(len(x.y[parts[0]]), up.weight.shape[0])
+    for part in parts:
+        u = torch.mm(x.y[part], up.weight.T, out=buffer[: len(x.y[part])])
+        torch.mm(bias_gelu_cpp(u, up.bias, u), down.weight.T, out=z[part])
+    return _norm(z, down.bias, x.y, norm.weight, norm.bias, noise, norm.eps)[0]
+
+
+def _attend(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], attention: Attention
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys, values [T, heads, D] without their biases, these [3 * H], what attention gives, and its lse."""
+    q, k, v = (torch.mm(x, weight.T).unflatten(1, (attention.heads, -1)) for weight in weights)
+    bias, options = torch.cat(tuple(biases)), attention.arguments()
+    check_sequences(q, k, v, *options)
+    return q, k, v, bias, *varlen_attention_cpp(q, k, v, *options, bias=bias)
 
 
 def _norm(
@@ -211,10 +232,10 @@ def _norm_backward(
     return dropout_add_layer_norm_backward_of_sum_cpp(dy.contiguous(), total, weight, stats, seed, row_ids, p, stream)
 
 
-def _parts(u: Tensor) -> list[slice]:
+def _parts(num_rows: int, width: int) -> list[slice]:
     """Rows of [T, I], of which what is needed for some at once is small; at least one part, the first the largest."""
-    rows = max(_NUMBERS_AT_ONCE // max(u.shape[1], 1), 1)
-    return [slice(start, start + rows) for start in range(0, max(u.shape[0], 1), rows)]
+    rows = max(_NUMBERS_AT_ONCE // max(width, 1), 1)
+    return [slice(start, start + rows) for start in range(0, max(num_rows, 1), rows)]
 
 
 def _add(total: Tensor | None, part: Tensor) -> Tensor:

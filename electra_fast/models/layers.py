@@ -21,12 +21,12 @@ from electra_fast.models.gdes import DeltaEmbedding
 from electra_fast.ops._backends import missing, requested_backend
 from electra_fast.ops._register import is_watched
 from electra_fast.ops.embedding import embedding_layer_norm
-from electra_fast.ops.gelu import bias_gelu_cpp
 from electra_fast.ops.layer_norm import MAX_WIDTH, dropout_add_layer_norm, layer_norm
 from electra_fast.packing import Packing
 
 # Hooks of these packages neither look at the shapes of hidden states nor change them.
 _INDIFFERENT_HOOKS = ("transformers.", "torch.distributed.")
+_PLAIN_WEIGHTS = {nn.Parameter, Tensor}
 
 
 class FlatBatch(NamedTuple):
@@ -134,20 +134,20 @@ class FlatLayer:
     ) -> Tensor:
         up, output = self.intermediate.dense, self.output
         if (
-            _trains_on_cpu(x, self.training)
+            _is_for_cpp(x)
             and _is_gelu(self.intermediate.intermediate_act_fn)
             and _are_plain((up, output.dense), output.LayerNorm, output.dropout)
         ):
             noise = _noise(output.dropout, seed, stream, row_ids)
             normed = normed or blocks.Normed(x.squeeze(0))
             return blocks.feed_forward_block(normed, up, output.dense, output.LayerNorm, noise).unsqueeze(0)
-        return _add_and_norm(output, _intermediate(self.intermediate, x), x, seed, stream, row_ids)
+        return _add_and_norm(output, self.intermediate(x), x, seed, stream, row_ids)
 
     def _attention_is_block(self, hidden_states: Tensor, flat: FlatBatch) -> bool:
-        """Whether our own kernel attends, for training, and nothing is wrapped around the linear layers."""
+        """Whether our own kernel attends, and nothing is wrapped around the linear layers."""
         module, output = self.attention.self, self.attention.output
         return (
-            _trains_on_cpu(hidden_states, self.training)
+            _is_for_cpp(hidden_states)
             and flat.backend is None
             and not flat.is_causal
             and _are_plain((module.query, module.key, module.value, output.dense), output.LayerNorm, output.dropout)
@@ -170,16 +170,8 @@ class FlatLayer:
         return blocks.attention_block(hidden_states.squeeze(0), layers, output.LayerNorm, attention, noise)
 
 
-def _trains_on_cpu(hidden_states: Tensor, training: bool) -> bool:
-    """Whether `electra_fast.models.blocks` is to take the hidden states, as far as these are concerned.
-
-    In training mode also without gradients: reentrant checkpointing runs a layer so first, and must get the same bits.
-    """
-    return (training or torch.is_grad_enabled()) and _is_for_cpp(hidden_states)
-
-
 def _is_for_cpp(hidden_states: Tensor) -> bool:
-    """Whether a function in C++ may read and write memory where PyTorch has operators, unseen by anyone."""
+    """Whether `electra_fast.models.blocks` may take them: C++ then reads and writes memory, unseen by anyone."""
     return (
         hidden_states.device.type == "cpu"
         and hidden_states.dtype == torch.float32
@@ -251,24 +243,6 @@ def _projections(module: nn.Module, hidden_states: Tensor) -> tuple[Tensor, ...]
     return F.linear(hidden_states, weight, bias).chunk(3, dim=-1)
 
 
-def _intermediate(module: nn.Module, hidden_states: Tensor) -> Tensor:
-    """transformers' Intermediate: a linear layer and its activation, in inference on a CPU without another pass.
-
-    Not by oneDNN's product with GELU, which keeps a copy of the weights for every number of tokens that it has seen.
-    """
-    dense, activation = module.dense, module.intermediate_act_fn
-    if (
-        torch.is_grad_enabled()
-        or not _is_for_cpp(hidden_states)
-        or not _is_gelu(activation)
-        or not is_plain(dense, nn.Linear)
-        or not _is_row(dense.bias)
-    ):
-        return module(hidden_states)
-    product = torch.mm(hidden_states.flatten(0, -2), dense.weight.t())
-    return bias_gelu_cpp(product, dense.bias, product).unflatten(0, hidden_states.shape[:-1])
-
-
 def _add_and_norm(
     output: nn.Module, x: Tensor, residual: Tensor, seed: Tensor | None, stream: int, row_ids: Tensor | None
 ) -> Tensor:
@@ -331,7 +305,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         return False
     if kind is nn.Dropout:
         return module.p < 1.0
-    return all(type(weight) in (nn.Parameter, Tensor) for weight in module._parameters.values())
+    return _PLAIN_WEIGHTS.issuperset(map(type, module._parameters.values()))
 
 
 def _table(word: nn.Module, input_ids: Tensor) -> tuple[Tensor, Tensor, int | None]:

@@ -15,8 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from electra_fast import ElectraConfig, ElectraForPreTraining
-from electra_fast.models import layers
-from electra_fast.ops.gelu import bias_gelu_cpp
+from electra_fast.models import blocks
 from tests.models.stock import HEADS, VOCABULARY, choices, double_copy, fast_copy, labels_for, stock_model
 from tests.ops.backends import needs_cpp
 
@@ -300,19 +299,25 @@ def test_the_private_names_that_transforms_rely_on():
 
 @needs_cpp
 @pytest.mark.parametrize("name", ["ElectraForPreTraining", "BertForMaskedLM"])
-def test_inference_takes_our_gelu_and_gives_stocks_results(name, rng_seed, monkeypatch):
+def test_inference_takes_the_blocks_and_gives_stocks_results(name, rng_seed, monkeypatch):
     stock = stock_model(name)
     fast, batch = fast_copy(stock), ragged_batch(name)
     real = batch["attention_mask"] == 1
     truth = double_copy(stock)(**batch).logits
+    monkeypatch.setattr(blocks, "_NUMBERS_AT_ONCE", 7 * 64)  # in parts, the last of them smaller
+    with_gradients = fast(**batch).logits
     calls = []
-    monkeypatch.setattr(layers, "bias_gelu_cpp", lambda *a: calls.append(a) or bias_gelu_cpp(*a))
-    with torch.no_grad():
-        logits = fast(**batch).logits
-    assert len(calls) == 2  # one a layer
-    assert float((logits - truth)[real].abs().max()) <= 2e-5
-    fast.eval()(**batch)
-    assert len(calls) == 2  # it has no derivative
+    for of_blocks in ("bias_gelu_cpp", "varlen_attention_cpp"):
+        run = getattr(blocks, of_blocks)
+        monkeypatch.setattr(blocks, of_blocks, lambda *a, run=run, **k: calls.append(run) or run(*a, **k))
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        calls.clear()
+        with mode:
+            logits = fast(**batch).logits
+        assert calls.count(run) == 2  # one a layer
+        assert len(calls) > 4  # and several parts
+        assert torch.equal(logits, with_gradients)
+        assert float((logits - truth)[real].abs().max()) <= 2e-5
 
 
 @needs_cpp
