@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,6 +50,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return not inside or inside[0] not in longest, bool(inside) and inside[0] in quickest
 
     items.sort(key=order)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no collection of garbage, as every run of Trainer asks for, sees it again."""
+    if "transformers" in sys.modules:
+        from electra_fast import patch_transformers
+
+        with patch_transformers():  # remembers the modules named transformers while they can be seen
+            pass
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -140,6 +140,7 @@ def background() -> Iterator[Background]:
         service.process.communicate()
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_on_the_page_works(
     page: Path,

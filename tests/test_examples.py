@@ -1,4 +1,8 @@
-"""The scripts in examples/ run, in a small form, each in a process of its own as its reader starts it."""
+"""The scripts in examples/ run, in a small form.
+
+With ELECTRA_FAST_TEST_ALL=1 each in a process of its own, as its reader starts it; else in this one, which has
+imported everything.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,10 @@ import json
 import os
 import random
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -21,8 +27,22 @@ from tests.small import WORDS, write_small
 ROOT = Path(__file__).parents[1]
 
 
-def run(script: str, folder: Path, *arguments: str | Path) -> str:
-    """What the script prints."""
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a script with a folder as the working directory; returns what it prints."""
+
+    def in_this_process(script: str, folder: Path, *arguments: str | Path) -> str:
+        path = str(ROOT / "examples" / script)
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr("sys.argv", [path, *map(str, arguments)])
+        capsys.readouterr()
+        runpy.run_path(path, run_name="__main__")
+        return capsys.readouterr().out
+
+    return in_its_own_process if os.environ.get("ELECTRA_FAST_TEST_ALL") else in_this_process
+
+
+def in_its_own_process(script: str, folder: Path, *arguments: str | Path) -> str:
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
         cwd=folder,
@@ -35,7 +55,7 @@ def run(script: str, folder: Path, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def test_generate(tmp_path: Path) -> None:
+def test_generate(run: Callable[..., str], tmp_path: Path) -> None:
     out = run("generate.py", tmp_path, "--pairs", 40, "--epochs", 1, "--num_beams", 2)
     assert re.search(r"^ROUGE-L \d+\.\d, BLEU \d+\.\d, exact match \d+\.\d$", out, re.MULTILINE)
     assert out.count("  ->  ") == 5
@@ -43,7 +63,7 @@ def test_generate(tmp_path: Path) -> None:
     assert type(model) is transformers.EncoderDecoderModel
 
 
-def test_finetune_sst2(tmp_path: Path) -> None:
+def test_finetune_sst2(run: Callable[..., str], tmp_path: Path) -> None:
     from electra_fast import ElectraConfig, ElectraModel
     from electra_fast.data.tokenizer import load_tokenizer
 
@@ -68,7 +88,7 @@ def test_finetune_sst2(tmp_path: Path) -> None:
     assert saved.config.num_labels == 2
 
 
-def test_domain_pretraining(tmp_path: Path) -> None:
+def test_domain_pretraining(run: Callable[..., str], tmp_path: Path) -> None:
     sizes = ("--steps", 4, "--sentences", 400, "--labelled", 24, "--epochs", 1, "--seeds", 1)
     out = run("domain_pretraining.py", tmp_path, *sizes)
     pattern = r"^Accuracy from random weights (\S+), pretrained on the domain (\S+): ([+-]\S+) points$"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 from types import ModuleType, TracebackType
@@ -42,7 +43,7 @@ class patch_transformers:
 
     def __init__(self) -> None:
         self._stock: list[tuple[object, str, type[nn.Module]]] = []
-        packages = _packages()
+        packages = _packages(importlib.import_module("transformers"))
         for stock, fast in SWAPS.items():
             if not issubclass(stock, PreTrainedModel):
                 continue  # a part, which fast models swap when they are built
@@ -65,9 +66,10 @@ class patch_transformers:
         self.undo()
 
 
-def _packages() -> list[ModuleType]:
-    """All modules named transformers: importing a model first replaces it, and who imported it before keeps the old."""
-    current = importlib.import_module("transformers")
-    return [
-        module for module in gc.get_objects() if type(module) is type(current) and module.__name__ == current.__name__
-    ]
+@functools.cache  # a tenth of a second in a large process; only one that replaces `current` adds another
+def _packages(current: ModuleType) -> list[ModuleType]:
+    """All modules named as `current`, transformers: importing a model first replaces it, and who imported it before
+    keeps the old."""
+    named = (module for module in gc.get_objects() if type(module) is type(current))
+    others = [module for module in named if module.__name__ == current.__name__ and module is not current]
+    return [current, *others]  # the collector may not show it: gc.freeze

@@ -33,7 +33,7 @@ needs_all = pytest.mark.skipif(not RUN_ALL, reason="takes minutes; set ELECTRA_F
 
 def build(folder: Path, *flags: str) -> Path:
     """The driver and all kernels, each compiled on a core of its own."""
-    flags = ("-std=c++17", "-g", "-fopenmp-simd", "-fno-trapping-math", "-pthread", "-DELECTRA_FAST_NO_CLONES", *flags)
+    flags = ("-std=c++17", "-g1", "-fopenmp-simd", "-fno-trapping-math", "-pthread", "-DELECTRA_FAST_NO_CLONES", *flags)
 
     def compile_source(source: Path) -> Path:
         target = folder / f"{source.stem}.o"

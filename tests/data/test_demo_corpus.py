@@ -67,8 +67,11 @@ def test_docstrings_are_what_ast_finds(rng_seed: int) -> None:
             if ast.get_docstring(node) is None:
                 continue
             docstring = node.body[0]
-            literal = ast.get_source_segment(source, docstring)
-            alone = lines[docstring.lineno - 1][: docstring.col_offset].strip() == ""
+            # As ast.get_source_segment gives it, which splits the whole source for each.
+            rows = [line.encode() for line in lines[docstring.lineno - 1 : docstring.end_lineno]]
+            rows[-1] = rows[-1][: docstring.end_col_offset]
+            alone = rows[0][: docstring.col_offset].strip() == b""
+            literal = b"\n".join(rows)[docstring.col_offset :].decode()
             if alone and re.match(r"[rRuU]?(?:\"{3}|'{3})", literal):
                 found += 1
                 assert ast.literal_eval(literal) in lexed, (file, literal[:80])

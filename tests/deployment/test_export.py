@@ -21,7 +21,6 @@ from tests.deployment.conftest import HEADS, STOCK, sentences, write_model
 SLOW = pytest.mark.skipif(os.environ.get("ELECTRA_FAST_TEST_ALL") != "1", reason="runs with ELECTRA_FAST_TEST_ALL=1")
 # Every format and what is special about a head runs always; all pairs take four minutes.
 ALWAYS = {
-    ("torch-export", "ElectraForPreTraining"),
     ("torch-export", "BertForQuestionAnswering"),
     ("torch-export", "ElectraForMultipleChoice"),
     ("onnx", "BertForSequenceClassification"),

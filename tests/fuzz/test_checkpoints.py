@@ -27,6 +27,7 @@ from electra_fast.pretraining.config_file import read_config
 from electra_fast.pretraining.finite import NonFiniteLoss
 from tests.fuzz.mutations import BAIT, CORPUS_KINDS, RUN_KINDS, newest
 from tests.fuzz.test_fuzz import TooSlow, _check_message, _fails, _read, _run, _time_limit
+from tests.pretraining.faults import Machine
 from tests.small import SETTINGS, folder_bytes, pretrain_arguments, write_small
 
 ALL = bool(os.environ.get("ELECTRA_FAST_TEST_ALL"))
@@ -191,11 +192,11 @@ def test_forged_corpora(kind: str, rng_seed: int, made: Path, tmp_path: Path, mo
 
 
 @pytest.mark.timeout(900)
-def test_through_the_command(rng_seed: int, made: Path, tmp_path: Path) -> None:
-    """As a user would meet them: two of each kind in `make test-all`, else one drawn anew."""
+def test_through_the_command(rng_seed: int, made: Path, tmp_path: Path, machine: Machine) -> None:
+    """As a user would meet them: two of each kind in `make test-all`, else three drawn anew."""
     g = np.random.default_rng(rng_seed)
     kinds = list((RUN_KINDS | CORPUS_KINDS).items())
-    kinds = kinds * 2 if ALL else [kinds[i] for i in g.choice(len(kinds), 1)]
+    kinds = kinds * 2 if ALL else [kinds[i] for i in g.choice(len(kinds), 3, replace=False)]
     for number, (kind, damage) in enumerate(kinds):
         place = tmp_path / f"{kind} {number}"
         for name in ("run", "corpus", BAIT):
@@ -203,16 +204,16 @@ def test_through_the_command(rng_seed: int, made: Path, tmp_path: Path) -> None:
         damage(g, place / ("run" if kind in RUN_KINDS else "corpus"))
         bait = folder_bytes(place / BAIT)
         given = pretrain_arguments("corpus", "run", 6, **EVERY | {"data.valid": str(made / "corpus")})
-        result = _run(place, [*given, "--resume"])
+        ended = _run(machine, place, [*given, "--resume"])
         if (
-            result.returncode not in (0, 2)
-            or "Traceback" in result.stderr
-            or result.stderr.count("\n") > 5
-            or (result.returncode == 2 and "error: " not in result.stderr)
+            ended.code not in (0, 2)
+            or "Traceback" in ended.err
+            or ended.err.count("\n") > 5
+            or (ended.code == 2 and "error: " not in ended.err)
             or folder_bytes(place / BAIT) != bait
             or sorted(path.name for path in place.iterdir()) != [BAIT, "corpus", "run"]
         ):
-            _fails(kind, number, rng_seed, place, f"{result.returncode}: {result.stderr}")
+            _fails(kind, number, rng_seed, place, str(ended))
 
 
 def test_nothing_is_unpickled_from_text_to_model(

@@ -10,11 +10,8 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -32,9 +29,9 @@ from electra_fast.data.tokenizer import load_tokenizer
 from electra_fast.pretraining.config import ModelConfig, PretrainConfig, recipe_path
 from electra_fast.pretraining.config_file import read_config
 from tests.fuzz.mutations import CONFIG_KINDS, FOLDER_KINDS, TEXT_KINDS
+from tests.pretraining.faults import Ended, Machine
 from tests.small import SETTINGS, TEXT, write_small
 
-ROOT = Path(__file__).parents[2]
 ALL = bool(os.environ.get("ELECTRA_FAST_TEST_ALL"))
 COUNT = 200 if ALL else 40  # of each kind
 SECONDS = 60  # for one input; none needs a tenth of a second, and others may want the machine too
@@ -238,11 +235,11 @@ def _check_refusal(content: bytes, message: str, tokenizer: Any) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_through_the_command(rng_seed: int, small: Path, tmp_path: Path) -> None:
-    """As a user would meet them: two of each kind in `make test-all`, else one each of three kinds drawn anew."""
+def test_through_the_command(rng_seed: int, small: Path, tmp_path: Path, machine: Machine) -> None:
+    """As a user would meet them: two of each kind in `make test-all`, else one each of five kinds drawn anew."""
     g = np.random.default_rng(rng_seed)
     kinds = list((CONFIG_KINDS | TEXT_KINDS | FOLDER_KINDS).items())
-    kinds = kinds * 2 if ALL else [kinds[i] for i in g.choice(len(kinds), 3, replace=False)]
+    kinds = kinds * 2 if ALL else [kinds[i] for i in g.choice(len(kinds), 5, replace=False)]
     tiny = yaml.safe_dump(_tiny_config(), sort_keys=False)
     commands: dict[Path, list[str]] = {}
     for number, (kind, damage) in enumerate(kinds):
@@ -261,17 +258,16 @@ def test_through_the_command(rng_seed: int, small: Path, tmp_path: Path) -> None
             settings = [f"--{key}={value}" for key, value in SETTINGS.items()]
             command = ["pretrain", "--config", "tiny", "--data.train", "corpus", "--output", "run", *settings]
             commands[place] = [*command, "--training.steps", "1"]
-    with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(_run, commands, commands.values()))
-    for place, result in zip(commands, results, strict=True):
+    for place, command in commands.items():
+        ended = _run(machine, place, command)
         if (
-            result.returncode not in (0, 2)
-            or "Traceback" in result.stderr
-            or (result.returncode == 2) != result.stderr.startswith("error: ")
-            or result.stderr.count("\n") > 5
-            or (result.returncode == 2 and {path.name for path in place.iterdir()} & {"run"})
+            ended.code not in (0, 2)
+            or "Traceback" in ended.err
+            or (ended.code == 2) != ended.err.startswith("error: ")
+            or ended.err.count("\n") > 5
+            or (ended.code == 2 and {path.name for path in place.iterdir()} & {"run"})
         ):
-            _fails("command", 0, rng_seed, place, f"{commands[place]}: {result.returncode}: {result.stderr}")
+            _fails("command", 0, rng_seed, place, f"{command}: {ended}")
 
 
 def _tiny_config() -> dict[str, Any]:
@@ -285,8 +281,5 @@ def _tiny_config() -> dict[str, Any]:
     return tree
 
 
-def _run(place: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from electra_fast.cli import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=place, capture_output=True, text=True, timeout=600, check=False
-    )
+def _run(machine: Machine, place: Path, arguments: list[str]) -> Ended:
+    return machine.run(arguments, setup=f"import os; os.chdir({str(place)!r})")

@@ -48,8 +48,8 @@ def problems(target, kernel, block, warps, aligned=(), wide_loads=False, philox_
 
 print(json.dumps({
     "good": problems("sm_90", draw_kernel, 512, 4, ("p_x",), True, 4 * 512),
-    "spills": problems("sm_80", hold_kernel, 16384, 1, ("p_x",)),
-    "spills on AMD": problems("gfx942", hold_kernel, 65536, 1, ("p_x",)),
+    "spills": problems("sm_80", hold_kernel, 8192, 1, ("p_x",)),
+    "spills on AMD": problems("gfx942", hold_kernel, 32768, 1, ("p_x",)),
     "not aligned": problems("sm_90", draw_kernel, 512, 4, (), True),
     "a call for each": problems("sm_90", draw_kernel, 512, 4, ("p_x",), True, 512),
 }))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
 import itertools
 import json
@@ -245,6 +246,12 @@ def test_auto_classes_build_fast_models_while_patched(tmp_path):
 
 def stock_class(name: str) -> type[nn.Module]:
     return next(stock for stock in SWAPS if stock.__name__ == name)
+
+
+def test_a_module_that_the_collector_does_not_show_is_patched(monkeypatch):
+    """As after gc.freeze()."""
+    monkeypatch.setattr(gc, "get_objects", lambda: [])
+    assert importlib.import_module("electra_fast.models.optimize")._packages.__wrapped__(transformers) == [transformers]
 
 
 def test_patch_undo_nesting_and_many_undos():

@@ -17,6 +17,8 @@ STOCK = {cls.__name__: cls for cls in SWAPS if issubclass(cls, transformers.PreT
 SLOW = pytest.mark.skipif(os.environ.get("ELECTRA_FAST_TEST_ALL") != "1", reason="runs with ELECTRA_FAST_TEST_ALL=1")
 ONE = "ElectraForPreTraining"  # what takes seconds runs for this one, and for all with ELECTRA_FAST_TEST_ALL
 ONE_OR_ALL = [pytest.param(name, marks=[] if name == ONE else SLOW) for name in STOCK]
+# Each head is exported, and every other one traced: both switch to the same code.
+TRACED = [pytest.param(name, marks=[] if index % 2 == 0 else SLOW) for index, name in enumerate(STOCK)]
 
 
 def models(name: str) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedModel]:
@@ -102,7 +104,7 @@ def test_torch_export_without_a_mask(rng_seed: int) -> None:
     assert_same(program.module()(**other), stock(**other))
 
 
-@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("name", TRACED)
 @torch.no_grad()
 def test_torch_jit_trace(name: str, rng_seed: int) -> None:
     stock, fast = models(name)

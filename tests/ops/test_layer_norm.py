@@ -121,6 +121,8 @@ def check(
 def test_values_and_gradients(backend, shape, p, dtype, rng_seed, monkeypatch):
     if backend == ("cpp", "cpu") and dtype == torch.float16:
         pytest.skip("float16 on CPU runs on the reference")
+    if backend.interpreted and dtype != torch.float32 and p == 0.0 and not TEST_ALL:
+        pytest.skip("16 bits with dropout alone, for the interpreter's sake; both under ELECTRA_FAST_TEST_ALL=1")
     if backend.interpreted and shape[1] > 4000 and dtype != torch.float32 and not TEST_ALL:
         pytest.skip("takes seconds in the interpreter: set ELECTRA_FAST_TEST_ALL=1")
     inputs = Inputs(*shape, dtype=dtype, device=backend.device)

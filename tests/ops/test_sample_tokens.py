@@ -67,6 +67,8 @@ def test_samples_equal_the_inverse_cdf(backend, rows, vocab, dtype, rng_seed, mo
         pytest.skip("float16 on CPU runs the reference")
     if backend.interpreted and vocab > 100_000:
         pytest.skip("1,000 tiles take the interpreter too long")
+    if backend.interpreted and vocab > 10_000 and dtype != torch.float32 and not ALL:
+        pytest.skip("many tiles; runs under ELECTRA_FAST_TEST_ALL=1")
     poison_new_tensors(monkeypatch)
     g = np.random.default_rng(rng_seed)
     logits = torch.from_numpy(g.normal(0, 3, (rows, vocab))).to(dtype)
