@@ -49,17 +49,18 @@ class Floor:
                 self._add(torch.bmm, d_scores, q, out=out)  # dq
                 self._add(torch.bmm, d_scores.mT, q, out=out)  # dk
 
-    def encoder(self, config: ElectraConfig, lengths: Sequence[int]) -> None:
-        """Embeddings' projection, where there is one, and the layers."""
+    def encoder(self, config: ElectraConfig, lengths: Sequence[int], wanted: int | None = None) -> None:
+        """Embeddings' projection, where there is one, and the layers; the last one gives `wanted` tokens, or all."""
         tokens, hidden = sum(lengths), config.hidden_size
         if config.embedding_size != hidden:
             self.linear(tokens, config.embedding_size, hidden)
-        for _ in range(config.num_hidden_layers):
+        for left in reversed(range(config.num_hidden_layers)):
             self.linear(tokens, hidden, 3 * hidden)
             self.attention(lengths, config.num_attention_heads, hidden // config.num_attention_heads)
-            self.linear(tokens, hidden, hidden)
-            self.linear(tokens, hidden, config.intermediate_size)
-            self.linear(tokens, config.intermediate_size, hidden)
+            rows = tokens if left or wanted is None else wanted
+            self.linear(rows, hidden, hidden)
+            self.linear(rows, hidden, config.intermediate_size)
+            self.linear(rows, config.intermediate_size, hidden)
 
     def _tensor(self, *shape: int) -> Tensor:
         return torch.randn(shape, **self._like)
@@ -95,6 +96,7 @@ def model_floor(
     config, is_classifier = model.config, "SequenceClassification" in type(model).__name__
     floor = Floor(device, dtype, training=training)
     for batch in lengths:
-        floor.encoder(config, batch)
-        floor.linear(len(batch) if is_classifier else sum(batch), config.hidden_size, config.hidden_size)
+        wanted = len(batch) if is_classifier else sum(batch)
+        floor.encoder(config, batch, wanted)
+        floor.linear(wanted, config.hidden_size, config.hidden_size)
     return floor

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import ElectraConfig, ElectraForPreTraining
+from transformers import ElectraConfig, ElectraForPreTraining, ElectraForSequenceClassification
 
 from benchmarks import breakdown, charts, inputs, jobs, measured, report, serving, timing
 from benchmarks.floor import model_floor
@@ -308,6 +308,12 @@ def test_floor_has_the_products_of_the_model(training):
     last_layer = 2 * sum(lengths) * config.hidden_size  # to one logit a token: no product worth its name
     assert floor.flops == counted.get_total_flops() - last_layer * (3 if training else 1)
     floor()
+    # A classifier's last layer, after attention, and its head go on with the first of 5 + 7 + 5 tokens.
+    classifier = model_floor(
+        ElectraForSequenceClassification(config), [lengths], "cpu", torch.float32, training=training
+    )
+    left_out = 2 * (17 - 3) * (2 * 16 * 16 + 2 * 16 * 24)
+    assert classifier.flops == floor.flops - left_out * (3 if training else 1)
 
 
 def test_every_operator_of_a_step_has_a_group():
