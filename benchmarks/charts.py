@@ -134,7 +134,8 @@ def roofline(result: Result) -> Figure | None:
     low, high = min(row.intensity for row in rows) / 2, max(max(row.intensity for row in rows), gemm / copy) * 3
     xs = [low, gemm / copy, high]
     axes.plot(xs, [min(copy * x, gemm) / 1e9 for x in xs], color=GREY, linewidth=1.5)
-    _note(axes, f"a copy: {copy / 1e9:.3g} GB/s", (2 * low, 2 * copy * low / 1e9), 6, va="top", rise=-4)
+    middle = gemm / copy / 4
+    _note(axes, f"a copy: {copy / 1e9:.3g} GB/s", (middle, copy * middle / 1e9), -6, ha="right", va="bottom", rise=0)
     _note(axes, f"a matrix product: {gemm / 1e9:.4g} GFLOP/s", (high, gemm / 1e9), 0, ha="right", va="bottom", rise=3)
     for number, row in enumerate(sorted(rows, key=lambda row: row.intensity)):
         axes.plot(row.intensity, row.rate / 1e9, "o", color=COLOURS[number % len(COLOURS)], markersize=5)

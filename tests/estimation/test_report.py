@@ -85,7 +85,7 @@ def test_a_cpu_counts_as_measured_where_name_and_threads_are_the_same(monkeypatc
 
 def test_what_comes_with_the_package_is_in_the_results():
     assert measured.TARGET.read_text(encoding="utf-8") == measured.text(), "run python -m benchmarks.measured"
-    assert [m.recipe for m in measurements() if m.threads] == ["small"]
+    assert [m.recipe for m in measurements() if m.threads] == ["small", "base"]
 
 
 def test_here_is_measured(capsys):
