@@ -31,7 +31,9 @@ def infer(model: PreTrainedModel, features: Features) -> None:
             model(**{name: torch.from_numpy(value) for name, value in batch.items()})
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="of the CPU")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="work of the CPU; on a machine with a GPU the suite measures that"
+)
 @pytest.mark.timeout(600)
 def test_int8_classifier(compare, benchmark, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):

@@ -134,7 +134,9 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return Corpora()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="of the CPU")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="work of the CPU; on a machine with a GPU the suite measures that"
+)
 @pytest.mark.parametrize("mode", ["128 x 128", "32 x 512"])
 def test_loading(compare, benchmark, corpora, mode):
     loader_folder = corpora[TOKENS // 4 if benchmark.enabled else 200_000]

@@ -68,7 +68,9 @@ def plain_prepare(path: Path, tokenizer: BertTokenizer, output: Path) -> np.ndar
     return np.concatenate(ids)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="of the CPU")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="work of the CPU; on a machine with a GPU the suite measures that"
+)
 @pytest.mark.timeout(300)
 def test_prepare(compare, benchmark, tmp_path):
     text = tmp_path / "text.txt"

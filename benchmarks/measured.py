@@ -39,7 +39,8 @@ def _records(path: Path) -> list[dict[str, Any]]:
             {
                 "processor": device[2],
                 "threads": info["threads"] if info["device"] == "cpu" else None,
-                "precision": "float32" if info["dtype"] == "int64" else info["dtype"],  # first the ids' was said
+                # Older files have the ids' dtype.
+                "precision": "float32" if info["dtype"] == "int64" else info["dtype"],
                 "recipe": shape[1],
                 "sequences": int(shape[2]),
                 "length": int(shape[3]),
