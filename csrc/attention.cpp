@@ -19,14 +19,6 @@ constexpr std::int64_t kGrain = 2'000'000;
 
 // --- Packing: rows of one head in float32, in the layouts that matmul.h wants ---
 
-// Asks for the same row of the next head, which is packed next: rows lie too far apart for the hardware to guess.
-template <class T>
-ELECTRA_FAST_INLINE void prefetch_next_head(const T* row, std::int64_t dim) {
-#if defined(__GNUC__)
-  for (std::int64_t d = 0; d < dim; d += 64 / static_cast<std::int64_t>(sizeof(T))) __builtin_prefetch(row + dim + d, 0, 2);
-#endif
-}
-
 // Sixteen numbers of a row, or what is left of them, and their bias.
 template <int kBytes, class T>
 ELECTRA_FAST_INLINE Lanes<kBytes> biased(const T* from, const float* bias, std::int64_t d, std::int64_t dim) {
@@ -45,7 +37,6 @@ template <int kBytes, class T>
 ELECTRA_FAST_INLINE void copy_rows(const T* from, const float* bias, std::int64_t stride, std::int64_t rows,
                                    std::int64_t dim, float factor, float* to) {
   for (std::int64_t i = 0; i < rows; ++i, from += stride) {
-    prefetch_next_head(from, dim);
     for (std::int64_t d = 0; d < dim; d += kLanes, to += kLanes) {
       Lanes<kBytes> lanes = biased<kBytes>(from, bias, d, dim);
       lanes.scale(factor);
@@ -59,7 +50,6 @@ template <int kBytes, class T>
 ELECTRA_FAST_INLINE void pack_panels(const T* from, const float* bias, std::int64_t stride, std::int64_t rows,
                                      std::int64_t dim, float* to) {
   for (std::int64_t i = 0; i < rows; ++i, from += stride, to += kLanes) {
-    prefetch_next_head(from, dim);
     for (std::int64_t d = 0; d < dim; d += kLanes) {
       biased<kBytes>(from, bias, d, dim).store(to + d * rows);
     }
@@ -72,7 +62,6 @@ ELECTRA_FAST_INLINE void pack_transpose(const T* from, const float* bias, std::i
                                         std::int64_t dim, float* to) {
   for (std::int64_t begin = 0; begin < rows; begin += kLanes, from += kLanes * stride) {
     const std::int64_t height = std::min(kLanes, rows - begin);
-    for (std::int64_t i = 0; i < height; ++i) prefetch_next_head(from + i * stride, dim);
     for (std::int64_t d = 0; d < dim; d += kLanes) {
       Lanes<kBytes> tile[kLanes] = {};
       for (std::int64_t i = 0; i < height; ++i) tile[i] = biased<kBytes>(from + i * stride, bias, d, dim);
@@ -186,6 +175,15 @@ void differentiate(float* scores, float* d_scores, float lse, std::int64_t colum
   for (std::int64_t j = 0; j < columns; ++j) d_scores[j] -= scores[j] * mean;
 }
 
+// Asks the second cache for a head's row: rows lie too far apart for the hardware to guess. Asked for while scores are
+// worked on, what the next head reads and what this one writes are there when their turn comes.
+template <class T>
+void prefetch([[maybe_unused]] const T* row, [[maybe_unused]] std::int64_t dim) {
+#if defined(__GNUC__)
+  for (std::int64_t d = 0; d < dim; d += 64 / static_cast<std::int64_t>(sizeof(T))) __builtin_prefetch(row + d, 0, 2);
+#endif
+}
+
 // --- Work and workspace ---
 
 // The queries [query, query + queries) of one head of the sequence [begin, begin + length).
@@ -213,8 +211,9 @@ struct Plan {
     }
   }
 
-  // Calls run(item, follows, workspace) for every item; it follows if the same thread has just run the item before it
-  // of the same head. A thread's items are neighbours, and cost about the same in all.
+  // Calls run(item, follows, next, workspace) for every item; it follows if the same thread has just run the item
+  // before it of the same head. `next` is the thread's next item, or null. A thread's items are neighbours, and cost
+  // about the same in all.
   template <class Run>
   void run(int threads, std::int64_t grain, std::int64_t workspace_size, const Run& run) const {
     const std::int64_t total = costs.back();
@@ -232,7 +231,7 @@ struct Plan {
         const auto start = item_at(worker);
         for (auto i = start, last = item_at(worker + 1); i < last; ++i) {
           const Item& item = items[static_cast<std::size_t>(i)];
-          run(item, i > start && item.query > 0, first + worker * stride);
+          run(item, i > start && item.query > 0, i + 1 < last ? &item + 1 : nullptr, first + worker * stride);
         }
       }
     });
@@ -318,8 +317,8 @@ struct ForwardSpace {
 };
 
 template <class T>
-void forward_item(const Attention<T>& call, const Item& item, bool is_packed, Heads<T> out, float* lse,
-                  float* memory) {
+void forward_item(const Attention<T>& call, const Item& item, bool is_packed, const Item* next, Heads<T> out,
+                  float* lse, float* memory) {
   const Sizes sizes(item.length, call.head_dim);
   const ForwardSpace space(memory, sizes);
   if (!is_packed) {
@@ -338,6 +337,14 @@ void forward_item(const Attention<T>& call, const Item& item, bool is_packed, He
   float factors[kQueries];
   for (std::int64_t i = 0; i < item.queries; ++i) {
     float* scores = space.scores + i * sizes.score_row;
+    prefetch(out.at(token + i, item.head), sizes.dim);
+    if (next != nullptr && i < next->queries) prefetch(call.q.at(next->begin + next->query + i, next->head), sizes.dim);
+    if (next != nullptr && next->query == 0) {
+      for (std::int64_t row = i; row < next->length; row += item.queries) {
+        prefetch(call.k.at(next->begin + row, next->head), sizes.dim);
+        prefetch(call.v.at(next->begin + row, next->head), sizes.dim);
+      }
+    }
     hide_padding(scores, sizes);
     float max;
     const float sum = exponentials(scores, sizes.padded_length, &max);
@@ -383,8 +390,8 @@ struct BackwardSpace {
 // All queries of one head of one sequence, so that no two threads add to the same key's gradient. Adds up dq, dk and dv
 // over the tokens in sums [3, padded dim], unless it is null.
 template <class T>
-void backward_item(const Attention<T>& call, const Item& item, const float* lse, Heads<const T> d_out, Heads<T> dq,
-                   Heads<T> dk, Heads<T> dv, float* sums, float* memory) {
+void backward_item(const Attention<T>& call, const Item& item, const Item* next, const float* lse,
+                   Heads<const T> d_out, Heads<T> dq, Heads<T> dk, Heads<T> dv, float* sums, float* memory) {
   const Sizes sizes(item.length, call.head_dim);
   const BackwardSpace space(memory, sizes);
   const std::int64_t length = item.length, dim = sizes.dim, padded = sizes.padded_dim;
@@ -405,6 +412,16 @@ void backward_item(const Attention<T>& call, const Item& item, const float* lse,
     for (std::int64_t i = 0; i < rows; ++i) {
       float *scores = space.scores + i * sizes.score_row, *d_scores = space.d_scores + i * sizes.score_row;
       const float row_lse = lse[item.head * call.num_tokens + token + i];
+      prefetch(dq.at(token + i, item.head), dim);
+      prefetch(dk.at(token + i, item.head), dim);
+      prefetch(dv.at(token + i, item.head), dim);
+      if (next != nullptr && query + i < next->length) {
+        const std::int64_t row = next->begin + query + i;
+        prefetch(call.q.at(row, next->head), dim);
+        prefetch(call.k.at(row, next->head), dim);
+        prefetch(call.v.at(row, next->head), dim);
+        prefetch(d_out.at(row, next->head), dim);
+      }
       hide_padding(scores, sizes);
       if (call.drop_below > 0) {
         draw_factors(call, call.keep_scale, token + i, item.head, length, space.kept);
@@ -435,8 +452,8 @@ template <class T>
 void attention(const Attention<T>& call, Heads<T> out, float* lse, int threads) {
   const Plan plan(call, kQueries);
   const std::int64_t size = ForwardSpace(nullptr, Sizes(plan.longest, call.head_dim)).used;
-  plan.run(threads, kGrain / 2, size, [&](const Item& item, bool follows, float* memory) {
-    forward_item(call, item, follows, out, lse, memory);
+  plan.run(threads, kGrain / 2, size, [&](const Item& item, bool follows, const Item* next, float* memory) {
+    forward_item(call, item, follows, next, out, lse, memory);
   });
   zero_tail(call, out);
   for (std::int64_t head = 0; head < call.heads; ++head) {
@@ -453,9 +470,10 @@ void attention_backward(const Attention<T>& call, const float* lse, Heads<const 
   // Sums of each item by itself, so that they do not depend on which thread had it.
   const std::int64_t stride = 3 * sizes.padded_dim;
   std::vector<float> sums(dbias ? plan.items.size() * static_cast<std::size_t>(stride) : 0);
-  plan.run(threads, kGrain / 5, BackwardSpace(nullptr, sizes).used, [&](const Item& item, bool, float* memory) {
+  const std::int64_t size = BackwardSpace(nullptr, sizes).used;
+  plan.run(threads, kGrain / 5, size, [&](const Item& item, bool, const Item* next, float* memory) {
     float* of_item = dbias ? sums.data() + (&item - plan.items.data()) * stride : nullptr;
-    backward_item(call, item, lse, d_out, dq, dk, dv, of_item, memory);
+    backward_item(call, item, next, lse, d_out, dq, dk, dv, of_item, memory);
   });
   for (const Heads<T>& gradient : {dq, dk, dv}) zero_tail(call, gradient);
   if (dbias == nullptr) return;

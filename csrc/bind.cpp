@@ -10,11 +10,13 @@
 #include "embedding.h"
 #include "gelu.h"
 #include "generator_head.h"
+#include "lanes.h"
 #include "layer_norm.h"
 #include "masking_sampling.h"
 #include "parallel.h"
 #include "rtd_bce.h"
 #include "sampling.h"
+#include "weight_gradient.h"
 
 namespace py = pybind11;
 
@@ -426,6 +428,20 @@ void bind_attention(py::module_& module) {
       py::arg("dv"), py::arg("dbias"), py::arg("is_bfloat16"), py::arg("threads"));
 }
 
+// --- weight_gradient ---
+
+// Positional, as layer_norm.
+void bind_weight_gradient(py::module_& module) {
+  module.def("weight_gradient", [](std::uintptr_t dy, std::uintptr_t x, std::int64_t dy_stride, std::int64_t x_stride,
+                                   std::int64_t tokens, std::int64_t outputs, std::int64_t inputs, bool accumulate,
+                                   std::uintptr_t dweight, int threads) {
+    const electra_fast::WeightGradient call{at<const float>(dy), at<const float>(x), dy_stride, x_stride,  tokens,
+                                            outputs,             inputs,             accumulate, at<float>(dweight)};
+    const py::gil_scoped_release unlocked;
+    electra_fast::weight_gradient(call, threads);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -436,6 +452,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("has_openmp", [] { return electra_fast::OpenMP::get().available(); },
              "Whether parallel loops run on PyTorch's OpenMP threads.");
 
+  module.def("has_wide_registers", &electra_fast::is_wide,
+             "Whether kernels run on registers of 64 bytes: AVX-512, where the compiler could choose it.");
+
   bind_masking_sampling(module);
   bind_generator_head(module);
   bind_rtd_bce(module);
@@ -443,4 +462,5 @@ PYBIND11_MODULE(_C, module) {
   bind_embedding(module);
   bind_gelu(module);
   bind_attention(module);
+  bind_weight_gradient(module);
 }

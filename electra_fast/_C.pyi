@@ -3,6 +3,7 @@ from collections.abc import Sequence
 MAX_SEQUENCE_LENGTH: int
 
 def has_openmp() -> bool: ...
+def has_wide_registers() -> bool: ...
 
 # masking_sampling
 def mask_tokens(
@@ -243,4 +244,19 @@ def attention_backward(
     dbias: int,
     is_bfloat16: bool,
     threads: int,
+) -> None: ...
+
+# weight_gradient
+def weight_gradient(
+    dy: int,
+    x: int,
+    dy_stride: int,
+    x_stride: int,
+    tokens: int,
+    outputs: int,
+    inputs: int,
+    accumulate: bool,
+    dweight: int,
+    threads: int,
+    /,
 ) -> None: ...

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from electra_fast.models.weight_gradient import weight_gradient
 from electra_fast.ops.attention import check_sequences, varlen_attention_backward_cpp, varlen_attention_cpp
 from electra_fast.ops.gelu import bias_gelu_backward_in_place_cpp, bias_gelu_cpp
 from electra_fast.ops.layer_norm import (
@@ -96,7 +97,7 @@ class _AttentionBlock(torch.autograd.Function):
         _refuse_second_derivative()
         x, q, k, v, biases, context, lse, total, stats, wq, wk, wv, wo, norm_weight = ctx.saved_tensors
         dz, dx, dbo, dnorm_weight, dnorm_bias = _norm_backward(dy, total, norm_weight, stats, ctx.noise)
-        dwo = torch.mm(dz.T, context.flatten(1)) if ctx.needs_input_grad[7] else None
+        dwo = weight_gradient(dz, context.flatten(1)) if ctx.needs_input_grad[7] else None
         d_context = torch.mm(dz, wo).view_as(context)
         d_biases = torch.empty_like(biases)
         gradients = varlen_attention_backward_cpp(
@@ -105,7 +106,7 @@ class _AttentionBlock(torch.autograd.Function):
         gradients = [gradient.flatten(1) for gradient in gradients]
         d_projections: list[Tensor | None] = []
         for i, (gradient, d_bias) in enumerate(zip(gradients, d_biases.view(3, -1), strict=True)):
-            d_projections += [torch.mm(gradient.T, x) if ctx.needs_input_grad[1 + 2 * i] else None, d_bias]
+            d_projections += [weight_gradient(gradient, x) if ctx.needs_input_grad[1 + 2 * i] else None, d_bias]
         if ctx.needs_input_grad[0]:
             for gradient, weight in zip(gradients, (wq, wk, wv), strict=True):
                 dx.addmm_(gradient, weight)
@@ -155,10 +156,10 @@ class _FeedForwardBlock(torch.autograd.Function):
             torch.mm(dz[part], w2, out=du)
             db1 = _add(db1, bias_gelu_backward_in_place_cpp(du, u[part], b1, a))
             if ctx.needs_input_grad[3]:
-                dw2 = _add_product(dw2, dz[part].T, a)
+                dw2 = weight_gradient(dz[part], a, dw2)
             if ctx.needs_input_grad[1]:
                 x_part = layer_norm(x[part], *made_with, eps=ctx.made_with_eps) if made_with else x[part]
-                dw1 = _add_product(dw1, du.T, x_part)
+                dw1 = weight_gradient(du, x_part, dw1)
             if ctx.needs_input_grad[0]:
                 dx[part].addmm_(du, w1)
         return dx, dw1, db1, dw2, db2, dnorm_weight, dnorm_bias, None, None, None, None
@@ -240,10 +241,6 @@ def _parts(num_rows: int, width: int) -> list[slice]:
 
 def _add(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total.add_(part)
-
-
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    return torch.mm(left, right) if total is None else total.addmm_(left, right)
 
 
 def _refuse_second_derivative() -> None:

@@ -20,6 +20,7 @@
 #include "masking_sampling.h"
 #include "rtd_bce.h"
 #include "sampling.h"
+#include "weight_gradient.h"
 
 using namespace electra_fast;
 
@@ -477,6 +478,32 @@ void run_attention() {
   });
 }
 
+void run_weight_gradient() {
+  const std::int64_t tokens = a_size(300), outputs = 16 * integer(1, 9), inputs = 64 * integer(1, 3);
+  const std::int64_t dy_stride = outputs + integer(0, 3), x_stride = inputs + integer(0, 3);
+  const auto dy = floats<float>(tokens * dy_stride), x = floats<float>(tokens * x_stride);
+  check_threads("weight_gradient", [&](Outputs& outputs_of, int threads) {
+    WeightGradient call{dy.data(), x.data(), dy_stride, x_stride, tokens, outputs, inputs, false,
+                        outputs_of.make<float>(outputs * inputs)};
+    weight_gradient(call, threads);
+    const std::vector<float> once(call.dweight, call.dweight + outputs * inputs);
+    call.accumulate = true;
+    weight_gradient(call, threads);
+    for (std::int64_t i = 0; i < outputs * inputs; ++i) {
+      double sum = 0.0, size = 0.0;
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        const double product = double{dy[static_cast<std::size_t>(t * dy_stride + i / inputs)]} *
+                               double{x[static_cast<std::size_t>(t * x_stride + i % inputs)]};
+        sum += product;
+        size += std::fabs(product);
+      }
+      const double bound = 2e-5 * size + 1e-30;
+      require(std::fabs(once[static_cast<std::size_t>(i)] - sum) <= bound, "weight_gradient");
+      require(std::fabs(call.dweight[i] - 2.0 * sum) <= 2.0 * bound, "weight_gradient: added");
+    }
+  });
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -507,6 +534,7 @@ int main(int count, char** arguments) {
       run_embedding<bfloat16>,
       run_attention<float>,
       run_attention<bfloat16>,
+      run_weight_gradient,
   };
   const int rounds = std::atoi(arguments[2]);
   for (int round = 0; round < rounds; ++round) {
