@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,13 +18,13 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.rows import REST
-from electra_fast.models import joint
+from electra_fast.models import blocks, joint
 
 # Group -> names of operators as the profiler has them, matched from the start to the end. Ours are the classes of
 # electra_fast.models.blocks and the operators of electra_fast.ops; a backward pass is named after its forward. What
 # plain PyTorch does in pieces, such as dropout, ours does within a block.
 GROUPS: dict[str, str] = {
-    "matrix products": r"aten::(mm|addmm_?|bmm|baddbmm_?|mv|addmv_?)|mkl::.*|mkldnn::.*",
+    "matrix products": r"aten::(mm|addmm_?|bmm|baddbmm_?|mv|addmv_?)|mkl::.*|mkldnn::.*|weight_gradient",
     "attention, dropout, add, LayerNorm (a block)": r"_AttentionBlock",
     "GELU, dropout, add, LayerNorm (a block)": r"_FeedForwardBlock",
     "attention": r"varlen_attention.*|aten::_softmax(_backward_data)?|aten::masked_fill_?|aten::.*scaled_dot_product.*",
@@ -80,20 +81,22 @@ def _self_seconds(step: Callable[[], Any], device: str, steps: int) -> dict[str,
 
 @contextmanager
 def _recorded() -> Iterator[None]:
-    """Lets the profiler see the joint model's operators without gradients, which eager mode calls directly."""
-    plain = {name: getattr(joint, name) for name in ("mask_tokens", "corrupt_tokens")}
+    """Lets the profiler see what is called without PyTorch: the joint model's operators that have no gradients, and the
+    blocks' own products."""
+    places = (joint, "mask_tokens"), (joint, "corrupt_tokens"), (blocks, "weight_gradient")
+    functions = {place: getattr(*place) for place in places}
 
-    def recorded(name: str, *args: Any, **kwargs: Any) -> Any:
-        with record_function(name):
-            return plain[name](*args, **kwargs)
+    def recorded(place: tuple[ModuleType, str], *args: Any, **kwargs: Any) -> Any:
+        with record_function(place[1]):
+            return functions[place](*args, **kwargs)
 
-    for name in plain:
-        setattr(joint, name, partial(recorded, name))
+    for place in functions:
+        setattr(*place, partial(recorded, place))
     try:
         yield
     finally:
-        for name, function in plain.items():
-            setattr(joint, name, function)
+        for place, function in functions.items():
+            setattr(*place, function)
 
 
 def launches(step: Callable[[], Any]) -> int:

@@ -22,6 +22,7 @@ from benchmarks.floor import model_floor
 from benchmarks.rows import Row, format_table, missed_targets, slower_rows, unfair_rivals
 from electra_fast.estimation import speed
 from electra_fast.estimation.report import estimate
+from electra_fast.models import blocks
 from electra_fast.pretraining.config_file import read_config
 
 ROOT = Path(__file__).parents[1]
@@ -319,6 +320,7 @@ def test_floor_has_the_products_of_the_model(training):
 def test_every_operator_of_a_step_has_a_group():
     named = {
         "aten::addmm": "matrix products",
+        "weight_gradient": "matrix products",
         "_AttentionBlockBackward": "attention, dropout, add, LayerNorm (a block)",
         "_FeedForwardBlock": "GELU, dropout, add, LayerNorm (a block)",
         "varlen_attention_eagerBackward": "attention",
@@ -348,6 +350,14 @@ def test_breakdown_is_of_the_step():
     assert {"matrix products", "GELU", "rest"} <= seconds.keys()
     assert not {"attention", "optimizer"} & seconds.keys()
     assert all(taken > 0 for taken in seconds.values())
+
+
+def test_breakdown_sees_what_is_called_without_pytorch():
+    dy, x = torch.randn(9, 16), torch.randn(9, 64)
+    before = blocks.weight_gradient
+    seconds = breakdown.seconds_by_group(lambda: blocks.weight_gradient(dy, x), "cpu")
+    assert seconds["matrix products"] > 0
+    assert blocks.weight_gradient is before
 
 
 def test_page_begins_with_the_jobs(tmp_path):
