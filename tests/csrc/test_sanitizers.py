@@ -64,7 +64,7 @@ def run(program: Path, seed: int, rounds: int, *results: Path, **options: str) -
 def test_addresses_and_undefined_behaviour(tmp_path, rng_seed):
     level = "-O1" if RUN_ALL else "-O0"
     program = build(tmp_path, level, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    run(program, rng_seed, 60 if RUN_ALL else 2, ASAN_OPTIONS="detect_leaks=1:detect_stack_use_after_return=1")
+    run(program, rng_seed, 30 if RUN_ALL else 2, ASAN_OPTIONS="detect_leaks=1:detect_stack_use_after_return=1")
 
 
 @needs_all

@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -199,15 +199,15 @@ def _compile_job(job: tuple[str, int, str]) -> Row:
         return Row(room, case.name, target, 0, 0, 0, 0, 0, 0, 0.0, [problem])
 
 
-def compile_all(chosen: list[str], targets: list[str], *, quick: bool = False) -> list[Row]:
-    """Every case of these rooms for these targets, on all cores; `quick`: the first case of each kernel."""
+def compile_all(chosen: list[str], targets: list[str], quick: Container[str] = ()) -> list[Row]:
+    """Every case of these rooms for these targets, for those in `quick` the first of each kernel, on all cores."""
     jobs = []
     for room, target in itertools.product(chosen, targets):
         seen = set()
         for index, case in enumerate(load(room)):
             if "fp16" in case.name.split("-") and target not in FP16_TARGETS:
                 continue
-            if target in case.targets and not (quick and case.kernel.fn.__name__ in seen):
+            if target in case.targets and not (target in quick and case.kernel.fn.__name__ in seen):
                 seen.add(case.kernel.fn.__name__)
                 jobs.append((room, index, target))
     # Forked, so that no worker imports PyTorch and Triton again.
@@ -241,10 +241,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"default all: {' '.join(rooms())}")
     parser.add_argument("--targets", nargs="+", default=TARGETS, choices=TARGETS)
     parser.add_argument("--json", action="store_true", help="print rows as JSON")
-    parser.add_argument("--quick", action="store_true", help="each kernel once instead of each row of its launch table")
+    parser.add_argument(
+        "--quick",
+        nargs="+",
+        default=(),
+        choices=TARGETS,
+        help="targets of each kernel once instead of each row of its launch table",
+    )
     options = parser.parse_args(arguments)
     os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it when it is first imported, which comes now
-    rows = compile_all(options.rooms or rooms(), options.targets, quick=options.quick)
+    rows = compile_all(options.rooms or rooms(), options.targets, options.quick)
     print(json.dumps([asdict(row) for row in rows]) if options.json else format_table(rows))
     return int(any(row.problems for row in rows))
 
