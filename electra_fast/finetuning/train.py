@@ -61,6 +61,7 @@ class Prepared:
     splits: Splits
     train: list[Feature]
     scored: list[Scored]
+    lowered: list[str]  # what is said of lengths that the model has no positions for
 
     def load_model(self, seed: int) -> Any:
         """A fresh head, drawn with `seed`, on the pretrained encoder."""
@@ -138,7 +139,7 @@ def prepare(task: Task, model: str, data: Path, config: FinetuneConfig) -> Prepa
     folder = find_pretrained(model)
     model_config = read_config(folder)
     encoder = getattr(model_config, "encoder", model_config)
-    _limit_length(task, encoder)
+    lowered = _limit_length(task, encoder)
     resolved, sources = resolve(config, encoder.hidden_size, task)
     tokenizer = load_tokenizer(folder)
     check_tokenizer(tokenizer, encoder, folder)
@@ -152,17 +153,21 @@ def prepare(task: Task, model: str, data: Path, config: FinetuneConfig) -> Prepa
         for name, examples in splits.scored.items()
     ]
     return Prepared(
-        task, folder, tokenizer, resolved, sources, size_of(encoder.hidden_size).name, splits, train, scored
+        task, folder, tokenizer, resolved, sources, size_of(encoder.hidden_size).name, splits, train, scored, lowered
     )
 
 
-def _limit_length(task: Task, config: PretrainedConfig) -> None:
-    """`max_length`, and that of what is written, is at most what the model has positions for."""
+def _limit_length(task: Task, config: PretrainedConfig) -> list[str]:
+    """Make `max_length`, and that of what is written, at most what the model has positions for; a line for each."""
     if task.max_length < 3:
         raise ValueError(f"max_length must be 3 or more: [CLS], a token and [SEP]; got {task.max_length}")
+    lowered = []
     for name in ("max_length", "max_target_length"):
-        if hasattr(task, name):
-            setattr(task, name, min(getattr(task, name), config.max_position_embeddings))
+        wanted, most = getattr(task, name, 0), config.max_position_embeddings
+        if wanted > most:
+            setattr(task, name, most)
+            lowered.append(f"{name} {most} instead of {wanted}: the model has no more positions")
+    return lowered
 
 
 def run_settings(prepared: Prepared, model: str, data: Path, config: FinetuneConfig) -> dict[str, Any]:
@@ -192,10 +197,13 @@ def describe(prepared: Prepared) -> str:
     examples = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     tokens = sum(map(num_tokens, prepared.train)) / len(prepared.train)
     length = f"max_steps {config.max_steps:,}" if config.max_steps is not None else f"epochs {config.epochs:g}"
-    return (
-        f"{prepared.task.name}: examples: {examples}; {tokens:.1f} tokens each in training\n"
-        f"{prepared.folder}: {prepared.size} by the paper's sizes: learning_rate {config.learning_rate:g}, "
-        f"layer_decay {config.layer_decay:g}, batch_size {config.batch_size}, {length}, seeds {config.seeds}"
+    return "\n".join(
+        (
+            f"{prepared.task.name}: examples: {examples}; {tokens:.1f} tokens each in training",
+            f"{prepared.folder}: {prepared.size} by the paper's sizes: learning_rate {config.learning_rate:g}, "
+            f"layer_decay {config.layer_decay:g}, batch_size {config.batch_size}, {length}, seeds {config.seeds}",
+            *prepared.lowered,
+        )
     )
 
 

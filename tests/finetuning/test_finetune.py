@@ -48,6 +48,7 @@ def test_a_run_and_what_it_leaves(
     assert main(_arguments(checkpoint, data, output, "--seeds", "3", "--seed", "5", "--epochs", "1")) == 0
     shown = capsys.readouterr()
     assert "seed 7  step 5/5" in shown.out
+    assert "\nmax_length 32 instead of 128: the model has no more positions\n" in shown.out
     assert shown.err == ""
 
     result = json.loads((output / "results.json").read_text(encoding="utf-8"))
