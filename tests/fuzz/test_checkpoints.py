@@ -31,7 +31,7 @@ from tests.pretraining.faults import Machine
 from tests.small import SETTINGS, folder_bytes, pretrain_arguments, write_small
 
 ALL = bool(os.environ.get("ELECTRA_FAST_TEST_ALL"))
-RUNS = 60 if ALL else 4  # of each kind
+RUNS = 200 if ALL else 4  # of each kind
 CORPORA = 200 if ALL else 25  # a kind is refused in 63% at least: one of 25 is, but once in 10^10 runs
 EVERY = {"training.save_every": 2, "training.keep_checkpoints": 3, "training.log_every": 1, "training.eval_batches": 1}
 
