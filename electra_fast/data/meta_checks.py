@@ -10,7 +10,8 @@ from electra_fast.arguments import shown
 
 T = TypeVar("T")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"(?!\.)[\w.-]+", re.ASCII)  # of a file or folder beside meta.json: leads nowhere else
+# Of a file or folder beside meta.json: leads nowhere else, and file systems take it.
+_NAME = re.compile(r"(?!\.)[\w.-]{1,255}", re.ASCII)
 
 
 def checked(kind: type[T], content: Any) -> T:

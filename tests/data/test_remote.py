@@ -279,7 +279,7 @@ def test_a_download_that_broke_off_goes_on(
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil.bin", "..", "/tmp/evil.bin", "a/b", "..\\evil", "C:\\evil", ".meta", "", "a\0"]
+    "name", ["../evil.bin", "..", "/tmp/evil.bin", "a/b", "..\\evil", "C:\\evil", ".meta", "", "a\0", "a" * 256]
 )
 def test_no_name_leads_out_of_the_copy(corpus: Path, cache: Path, memory: MemoryFileSystem, name: str) -> None:
     meta = json.loads((corpus / "meta.json").read_text())
