@@ -90,13 +90,13 @@ def _faults(machine: Machine, made: Path, begun: Path, rng_seed: int) -> Iterato
     ways = 1
     if ALL:
         drawn, ways = list(range(len(calls))), 2
-    for way, i in [(way, i) for i in drawn for way in g.choice(WAYS, ways, replace=False)]:
-        if way == "torn" and not calls[i].startswith("write"):
-            continue
-        output = made / f"{way} {i}"
-        shutil.copytree(begun, output)
-        yield output, way, i, calls[i]
-        shutil.rmtree(output)
+    for i in drawn:
+        possible = [way for way in WAYS if way != "torn" or calls[i].startswith("write")]
+        for way in g.choice(possible, ways, replace=False):
+            output = made / f"{way} {i}"
+            shutil.copytree(begun, output)
+            yield output, way, i, calls[i]
+            shutil.rmtree(output)
 
 
 @pytest.mark.timeout(1800)
